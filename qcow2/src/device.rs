@@ -1,0 +1,865 @@
+//! An open image: reading, and the parts that writing shares with it.
+
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use block::device::check_range;
+use block::extent::read_backing;
+use block::image::{CheckReport, Image, ImageInfo, Repair, Value};
+use block::num::to_usize;
+use block::{
+    BlockDevice, Compressed, CompressedWriter, Error as BlockError, ErrorKind, LayerExtent, Limits,
+    Preallocation, Result, Storage, Stored, ZeroMode,
+};
+use parking_lot::{Mutex, RwLock};
+
+use crate::alloc::Meta;
+use crate::bitmap::{self, Bitmap};
+use crate::cache::{Slice, SliceCache};
+use crate::codec::{Codec, Level};
+use crate::error::Error;
+use crate::features::{autoclear, compatible, incompatible};
+use crate::geometry::Geometry;
+use crate::header::{COMPRESSION_ZSTD, Header};
+use crate::l2::{COPIED, Entry, L1_RESERVED, OFFSET_MASK};
+use crate::metadata::{Kind, MetadataMap};
+use crate::refcount::Refcounts;
+use crate::snapshot::{self, Snapshot};
+use crate::stripes::Stripes;
+
+/// Largest default size of the L2 cache in bytes: maps 256 GiB with 64 KiB clusters.
+const MAX_L2_CACHE: u64 = 32 << 20;
+/// Smallest useful one.
+const MIN_L2_CACHE: u64 = 1 << 20;
+/// Default size of the refcount block cache in bytes.
+const REFCOUNT_CACHE: u64 = 4 << 20;
+/// Clusters that are counted, at most, to tell whether a file is sparse where data should be.
+const MAX_COUNTED: u64 = 4 << 20;
+/// Clusters that a request holds at a time.
+pub(crate) const MAX_CLUSTERS_HELD: u64 = 4096;
+
+/// How an image is opened. What the image names (backing file, data file) is opened by the caller, who
+/// knows what may be opened at all.
+#[derive(Debug, Default)]
+pub struct OpenOptions {
+    /// Open for writing.
+    pub writable: bool,
+    /// The backing device, if the image has one.
+    pub backing: Option<Arc<dyn BlockDevice>>,
+    /// The external data file, for images that have one.
+    pub data_file: Option<Arc<dyn Storage>>,
+    /// Bytes for cached L2 tables. Default: as much as the image needs, up to 32 MiB.
+    pub l2_cache_bytes: Option<u64>,
+    /// Bytes for cached refcount blocks. Default: 4 MiB.
+    pub refcount_cache_bytes: Option<u64>,
+    /// How hard compressed clusters are compressed.
+    pub compression: Level,
+    /// Overrides the image's lazy refcounts feature.
+    pub lazy_refcounts: Option<bool>,
+    /// Look at the image's own description only: reading guest data fails. Lets `info` open images whose
+    /// data file or backing file is missing.
+    pub metadata_only: bool,
+}
+
+/// An open qcow2 image.
+pub struct Qcow2 {
+    pub(crate) storage: Arc<dyn Storage>,
+    /// Where guest data lies: the same storage, or the external data file.
+    pub(crate) data: Arc<dyn Storage>,
+    pub(crate) external: bool,
+    /// The external data file must stay a raw copy of the disk.
+    pub(crate) external_raw: bool,
+    pub(crate) backing: Option<Arc<dyn BlockDevice>>,
+    pub(crate) geometry: Geometry,
+    pub(crate) version: u32,
+    pub(crate) size: AtomicU64,
+    pub(crate) writable: bool,
+    pub(crate) lazy_refcounts: bool,
+    pub(crate) header: Mutex<Header>,
+    /// The active L1 table.
+    pub(crate) l1: RwLock<Vec<u64>>,
+    pub(crate) slices: SliceCache,
+    pub(crate) stripes: Stripes,
+    pub(crate) meta: Mutex<Meta>,
+    /// Held by whoever writes tables to the disk.
+    pub(crate) flush_lock: Mutex<()>,
+    map: OnceLock<MetadataMap>,
+    /// Lengths of `storage` and `data` when last looked at.
+    storage_len: AtomicU64,
+    data_len: AtomicU64,
+    pub(crate) codec: Codec,
+    pub(crate) level: Level,
+    /// The last inflated clusters, by descriptor.
+    inflated: Vec<Mutex<Option<Inflated>>>,
+    /// Counts the times compressed clusters were freed: what was inflated before is not valid after.
+    pub(crate) compressed_epoch: AtomicU64,
+    /// The file is sparse where data should be: data extents may be known zeros.
+    sparse: OnceLock<bool>,
+    snapshots: Vec<Snapshot>,
+    bitmaps: Vec<Bitmap>,
+    metadata_only: bool,
+}
+
+#[derive(Debug)]
+struct Inflated {
+    offset: u64,
+    epoch: u64,
+    bytes: Vec<u8>,
+}
+
+impl std::fmt::Debug for Qcow2 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Qcow2")
+            .field("storage", &self.storage.name())
+            .field("geometry", &self.geometry)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a run of guest bytes is mapped to in this layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mapped {
+    /// Not stored here.
+    Absent,
+    /// Zeros; with the host offset if space is set aside.
+    Zero(Option<u64>),
+    /// Plain bytes at this host offset.
+    Data(u64),
+    /// One compressed cluster (or the part of it from the queried byte on).
+    Compressed { offset: u64, len: u64 },
+}
+
+/// A run of guest bytes mapped in one way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mapping {
+    pub(crate) mapped: Mapped,
+    pub(crate) len: u64,
+}
+
+impl Mapped {
+    /// Whether `next`, which starts `distance` bytes further on, is the same run.
+    fn continues(self, next: Self, distance: u64) -> bool {
+        match (self, next) {
+            (Self::Absent, Self::Absent) | (Self::Zero(None), Self::Zero(None)) => true,
+            (Self::Zero(Some(a)), Self::Zero(Some(b))) | (Self::Data(a), Self::Data(b)) => a + distance == b,
+            _ => false,
+        }
+    }
+}
+
+impl Qcow2 {
+    /// Opens an image whose header has been read. Opening for writing clears unknown autoclear bits and
+    /// repairs an image that was not closed cleanly.
+    ///
+    /// # Errors
+    /// The image is corrupt, encrypted (for writing), needs a data file that was not given, has dirty
+    /// bitmaps that writing would invalidate, or the host failed.
+    pub fn open(storage: Arc<dyn Storage>, mut header: Header, options: OpenOptions) -> Result<Arc<Self>> {
+        if options.writable {
+            header = prepare_for_writing(&storage, header)?;
+        }
+        let geometry = header.geometry();
+        let external = header.has(incompatible::DATA_FILE);
+        let data = match options.data_file {
+            Some(data_file) if external => data_file,
+            _ if external && !options.metadata_only => return Err(Error::DataFileRequired.into()),
+            _ => Arc::clone(&storage),
+        };
+        let l1 = read_l1(&*storage, &header)?;
+        let snapshots = snapshot::read_table(&*storage, &header)?;
+        let bitmaps = bitmap::read_directory(&*storage, &header)?;
+        if options.writable {
+            refuse_enabled_bitmaps(&bitmaps)?;
+        }
+        let file_len = storage.len()?;
+        let table = match options.writable {
+            true => Refcounts::read_table(
+                &*storage,
+                &geometry,
+                header.refcount_table_offset,
+                header.refcount_table_clusters,
+            )?,
+            false => Vec::new(),
+        };
+        let refcounts = Refcounts::new(
+            geometry,
+            table,
+            header.refcount_table_offset,
+            header.refcount_table_clusters,
+            options.refcount_cache_bytes.unwrap_or(REFCOUNT_CACHE),
+        );
+        let tables = l1.iter().filter(|entry| **entry != 0).count() as u64;
+        let needed = if options.writable { u64::MAX } else { tables << geometry.cluster_bits };
+        let l2_cache = options.l2_cache_bytes.unwrap_or_else(|| needed.clamp(MIN_L2_CACHE, MAX_L2_CACHE));
+        let codec = Codec::of(header.compression_type)?;
+        codec.check_level(options.compression)?;
+        let known_len = if storage.fixed_len() { None } else { Some(file_len) };
+        let meta = Meta::new(geometry, refcounts, known_len, false);
+        let image = Arc::new(Self {
+            external,
+            external_raw: external && header.autoclear & autoclear::DATA_FILE_RAW != 0,
+            backing: options.backing,
+            geometry,
+            version: header.version,
+            size: AtomicU64::new(header.size),
+            writable: options.writable,
+            lazy_refcounts: header.version >= 3
+                && options.lazy_refcounts.unwrap_or(header.compatible & compatible::LAZY_REFCOUNTS != 0),
+            slices: SliceCache::new(l2_cache, geometry.cluster_size()),
+            stripes: Stripes::new(),
+            meta: Mutex::new(meta),
+            flush_lock: Mutex::new(()),
+            map: OnceLock::new(),
+            storage_len: AtomicU64::new(file_len),
+            data_len: AtomicU64::new(data.len()?),
+            codec,
+            level: options.compression,
+            inflated: (0..8).map(|_| Mutex::new(None)).collect(),
+            compressed_epoch: AtomicU64::new(0),
+            sparse: OnceLock::new(),
+            l1: RwLock::new(l1),
+            header: Mutex::new(header),
+            storage,
+            data,
+            snapshots,
+            bitmaps,
+            metadata_only: options.metadata_only,
+        });
+        if image.writable {
+            image.refuse_overlaps()?;
+        }
+        Ok(image)
+    }
+
+    /// Writing to an image whose own structures lie in each other would destroy it.
+    fn refuse_overlaps(&self) -> Result<()> {
+        match self.map()?.conflict() {
+            None => Ok(()),
+            Some(cluster) => Err(Error::Overlap { offset: self.geometry.offset_of(cluster) }.into()),
+        }
+    }
+
+    /// A copy of the header as it is now.
+    pub fn header(&self) -> Header {
+        self.current_header()
+    }
+
+    /// The shape of the image.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// The internal snapshots, in table order.
+    pub fn snapshots(&self) -> &[Snapshot] {
+        &self.snapshots
+    }
+
+    /// The persistent dirty bitmaps.
+    pub fn bitmaps(&self) -> &[Bitmap] {
+        &self.bitmaps
+    }
+
+    /// The container.
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    /// Where this image's own structures were when it was opened.
+    pub(crate) fn map(&self) -> Result<&MetadataMap> {
+        if let Some(map) = self.map.get() {
+            return Ok(map);
+        }
+        let header = self.header.lock().clone();
+        let table = Refcounts::read_table(
+            &*self.storage,
+            &self.geometry,
+            header.refcount_table_offset,
+            header.refcount_table_clusters,
+        )?;
+        let blocks = Refcounts::new(self.geometry, table, 0, 0, 0);
+        let cluster = self.geometry.cluster_size();
+        let l1 = self.l1.read();
+        let snapshot_table_len = match header.nb_snapshots {
+            0 => 0,
+            _ => snapshot::encode_table(&self.snapshots, header.size)?.len() as u64,
+        };
+        let fixed = [
+            (0, cluster, Kind::Header),
+            (header.l1_table_offset, u64::from(header.l1_size) * 8, Kind::L1Table),
+            (
+                header.refcount_table_offset,
+                u64::from(header.refcount_table_clusters) << self.geometry.cluster_bits,
+                Kind::RefcountTable,
+            ),
+            (header.snapshots_offset, snapshot_table_len, Kind::SnapshotTable),
+        ];
+        let bitmaps = header.bitmaps.map(|b| (b.directory_offset, b.directory_size, Kind::BitmapDirectory));
+        let snapshot_l1 =
+            self.snapshots.iter().map(|s| (s.l1_offset, u64::from(s.l1_size) * 8, Kind::SnapshotL1));
+        let tables =
+            l1.iter().map(|e| e & OFFSET_MASK).filter(|o| *o != 0).map(|o| (o, cluster, Kind::L2Table));
+        let ranges = fixed
+            .into_iter()
+            .chain(bitmaps)
+            .chain(snapshot_l1)
+            .chain(tables)
+            .chain(blocks.block_offsets().map(|offset| (offset, cluster, Kind::RefcountBlock)));
+        let map = MetadataMap::new(&self.geometry, ranges);
+        drop(l1);
+        Ok(self.map.get_or_init(|| map))
+    }
+
+    /// Whether `end` lies inside the container or data file, looking again if it has grown.
+    fn inside(len: &AtomicU64, storage: &dyn Storage, end: u64) -> Result<bool> {
+        if end <= len.load(Ordering::Relaxed) {
+            return Ok(true);
+        }
+        let now = storage.len()?;
+        len.store(now, Ordering::Relaxed);
+        Ok(end <= now)
+    }
+
+    /// The offset of the L2 table for a guest offset, if there is one, validated.
+    pub(crate) fn l2_table(&self, guest: u64) -> Result<Option<u64>> {
+        let index = self.geometry.l1_index(guest);
+        let entry = self.l1.read().get(to_usize(index)).copied().unwrap_or(0);
+        self.validate_l1_entry(index, entry)
+    }
+
+    fn validate_l1_entry(&self, index: u64, entry: u64) -> Result<Option<u64>> {
+        let offset = entry & OFFSET_MASK;
+        if entry & L1_RESERVED != 0 || self.geometry.in_cluster(offset) != 0 {
+            return Err(Error::L1Entry { index, entry }.into());
+        }
+        if offset == 0 {
+            return Ok(None);
+        }
+        // In the session that made it a table may not have been written yet: then it is in memory. But
+        // new tables are zeroed on disk at once, so that all of them always lies inside the file.
+        if !Self::inside(&self.storage_len, &*self.storage, offset + self.geometry.cluster_size())? {
+            let file_len = self.storage_len.load(Ordering::Relaxed);
+            return Err(Error::L2TableOutsideFile { l1_index: index, offset, file_len }.into());
+        }
+        if self.map()?.is_shared(self.geometry.cluster_of(offset)) {
+            return Err(Error::L2TableShared { l1_index: index, offset }.into());
+        }
+        Ok(Some(offset))
+    }
+
+    /// The slice of an L2 table that maps a guest offset, and the entry's index in it.
+    pub(crate) fn slice(&self, table: u64, guest: u64) -> Result<(Arc<Slice>, u64)> {
+        let (slice_offset, index) = self.slice_position(table, guest);
+        Ok((self.slices.get(&*self.storage, slice_offset)?, index))
+    }
+
+    /// Host offset of the slice, and the index in it.
+    pub(crate) fn slice_position(&self, table: u64, guest: u64) -> (u64, u64) {
+        let per_slice = self.entries_per_slice();
+        let index = self.geometry.l2_index(guest);
+        let slice = index / per_slice;
+        (table + slice * self.slices.slice_bytes(), index % per_slice)
+    }
+
+    /// L2 entries in a slice.
+    pub(crate) fn entries_per_slice(&self) -> u64 {
+        self.slices.slice_bytes() / self.geometry.l2_entry_size()
+    }
+
+    /// Decodes an entry.
+    pub(crate) fn decode(&self, slice: &Slice, index: u64, guest: u64) -> Result<Entry> {
+        let raw = slice.entry(index, self.geometry.extended_l2);
+        let entry = Entry::decode(raw, &self.geometry, self.version, self.external)
+            .map_err(|reason| BlockError::from(Error::L2Entry { guest, reason }))?;
+        if self.external
+            && let Entry::Plain { host: Some(host), .. } = entry
+            && host != self.geometry.offset_of(self.geometry.cluster_of(guest))
+        {
+            return Err(
+                Error::DataOnMetadata { guest, offset: host, what: "wrong place of the data file" }.into()
+            );
+        }
+        Ok(entry)
+    }
+
+    /// How an entry maps the guest byte at `guest`, and for how many bytes of its cluster in the same way.
+    fn map_entry(&self, entry: Entry, guest: u64) -> Mapping {
+        let geometry = &self.geometry;
+        let within = geometry.in_cluster(guest);
+        match entry {
+            Entry::Compressed { offset, len } => {
+                Mapping { mapped: Mapped::Compressed { offset, len }, len: geometry.cluster_size() - within }
+            }
+            Entry::Plain { host, allocated, zero, .. } => {
+                let size = geometry.subcluster_size();
+                let first = within / size;
+                let state = |i: u64| ((allocated >> i) & 1, (zero >> i) & 1);
+                let same = (first..u64::from(geometry.subclusters()))
+                    .take_while(|i| state(*i) == state(first))
+                    .count();
+                let mapped = match (state(first), host) {
+                    ((1, _), Some(host)) => Mapped::Data(host + within),
+                    ((_, 1), host) => Mapped::Zero(host.map(|host| host + within)),
+                    _ => Mapped::Absent,
+                };
+                Mapping { mapped, len: (first + same as u64) * size - within }
+            }
+        }
+    }
+
+    /// How the bytes from `guest` on are mapped, for at most `max` bytes. Runs of clusters that follow each
+    /// other are joined; ranges without an L2 table are passed over in one step each.
+    pub(crate) fn lookup(&self, guest: u64, max: u64) -> Result<Mapping> {
+        let mut total = 0;
+        let mut first: Option<Mapped> = None;
+        while total < max {
+            let piece = self.lookup_piece(guest + total, max - total)?;
+            match first {
+                None => first = Some(piece.mapped),
+                Some(mapped) if mapped.continues(piece.mapped, total) => {}
+                Some(_) => break,
+            }
+            total += piece.len;
+            if matches!(piece.mapped, Mapped::Compressed { .. }) {
+                break;
+            }
+        }
+        Ok(Mapping { mapped: first.unwrap_or(Mapped::Absent), len: total.min(max) })
+    }
+
+    /// The same, ending at the latest with the slice or the L1 entry.
+    fn lookup_piece(&self, guest: u64, max: u64) -> Result<Mapping> {
+        let Some(table) = self.l2_table(guest)? else {
+            let coverage = self.geometry.l2_coverage();
+            return Ok(Mapping { mapped: Mapped::Absent, len: coverage - (guest & (coverage - 1)) });
+        };
+        let (slice, first_index) = self.slice(table, guest)?;
+        let mut run = self.map_entry(self.decode(&slice, first_index, guest)?, guest);
+        if matches!(run.mapped, Mapped::Compressed { .. }) {
+            return Ok(run);
+        }
+        let mut index = first_index + 1;
+        while run.len < max
+            && index < self.entries_per_slice()
+            && self.geometry.in_cluster(guest + run.len) == 0
+        {
+            let at = guest + run.len;
+            let next = self.map_entry(self.decode(&slice, index, at)?, at);
+            if !run.mapped.continues(next.mapped, run.len) {
+                break;
+            }
+            run.len += next.len;
+            index += 1;
+        }
+        Ok(run)
+    }
+
+    /// Checks that `len` bytes of plain data at `host` can be guest data: inside the file, and no metadata.
+    pub(crate) fn check_data(&self, guest: u64, host: u64, len: u64) -> Result<()> {
+        if !Self::inside(&self.data_len, &*self.data, host + len)? {
+            let file_len = self.data_len.load(Ordering::Relaxed);
+            return Err(Error::DataOutsideFile { guest, offset: host, file_len }.into());
+        }
+        self.check_data_overlap(guest, host, len)
+    }
+
+    pub(crate) fn check_data_overlap(&self, guest: u64, host: u64, len: u64) -> Result<()> {
+        if self.external {
+            return Ok(());
+        }
+        let (first, end) = (self.geometry.cluster_of(host), self.geometry.clusters_for(host + len));
+        match self.map()?.hit(first, end) {
+            None => Ok(()),
+            Some((_, kind)) => Err(Error::DataOnMetadata { guest, offset: host, what: kind.name() }.into()),
+        }
+    }
+
+    /// Reads through the whole chain. The clusters of the range are held.
+    pub(crate) fn read_held(&self, buf: &mut [u8], guest: u64) -> Result<()> {
+        let mut rest = buf;
+        let mut at = guest;
+        while !rest.is_empty() {
+            let mapping = self.lookup(at, rest.len() as u64)?;
+            let (piece, tail) = rest.split_at_mut(to_usize(mapping.len));
+            match mapping.mapped {
+                Mapped::Absent => read_backing(self.backing.as_deref(), piece, at)?,
+                Mapped::Zero(_) => piece.fill(0),
+                Mapped::Data(host) => {
+                    self.check_data(at, host, mapping.len)?;
+                    self.data.read_at(piece, host)?;
+                }
+                Mapped::Compressed { offset, len } => self.read_compressed(piece, at, offset, len)?,
+            }
+            at += mapping.len;
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    /// Fills `piece`, which lies within one compressed cluster.
+    fn read_compressed(&self, piece: &mut [u8], guest: u64, offset: u64, len: u64) -> Result<()> {
+        let cluster = to_usize(self.geometry.cluster_size());
+        if piece.len() == cluster {
+            return self.inflate(piece, guest, offset, len);
+        }
+        let within = to_usize(self.geometry.in_cluster(guest));
+        let epoch = self.compressed_epoch.load(Ordering::Acquire);
+        let slot = &self.inflated[to_usize(self.geometry.cluster_of(guest) % self.inflated.len() as u64)];
+        let mut kept = slot.lock();
+        if let Some(known) = kept.as_ref().filter(|k| k.offset == offset && k.epoch == epoch) {
+            piece.copy_from_slice(&known.bytes[within..within + piece.len()]);
+            return Ok(());
+        }
+        let mut bytes = kept.take().map_or_else(|| vec![0; cluster], |old| old.bytes);
+        self.inflate(&mut bytes, guest, offset, len)?;
+        piece.copy_from_slice(&bytes[within..within + piece.len()]);
+        *kept = Some(Inflated { offset, epoch, bytes });
+        Ok(())
+    }
+
+    /// Reads and inflates a whole compressed cluster.
+    fn inflate(&self, out: &mut [u8], guest: u64, offset: u64, len: u64) -> Result<()> {
+        if !Self::inside(&self.storage_len, &*self.storage, offset + 1)? {
+            let file_len = self.storage_len.load(Ordering::Relaxed);
+            return Err(Error::DataOutsideFile { guest, offset, file_len }.into());
+        }
+        self.check_data_overlap(guest, offset, len)?;
+        // What a cut-off file has lost must not be inflated as if it were zeros: that could succeed.
+        let len = match Self::inside(&self.storage_len, &*self.storage, offset + len)? {
+            true => len,
+            false => len.min(self.storage_len.load(Ordering::Relaxed).saturating_sub(offset)),
+        };
+        thread_local! {
+            static PACKED: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
+        }
+        PACKED.with_borrow_mut(|packed| {
+            packed.resize(to_usize(len), 0);
+            self.storage.read_at(packed, offset)?;
+            self.codec.decompress(packed, out).map_err(|why| {
+                BlockError::from(Error::CompressedData { guest, offset })
+                    .hint(format!("The decoder says: {why}."))
+            })
+        })
+    }
+
+    /// The readable part of `guest..guest + len`, split so that no request holds too many clusters.
+    pub(crate) fn piece_len(&self, guest: u64, len: u64) -> u64 {
+        let most = MAX_CLUSTERS_HELD << self.geometry.cluster_bits;
+        len.min(most - self.geometry.in_cluster(guest))
+    }
+
+    /// Fails if guest data cannot be used at all.
+    pub(crate) fn check_readable(&self) -> Result<()> {
+        if self.metadata_only {
+            return Err(BlockError::unsupported("the image was opened for its description only"));
+        }
+        match self.header.lock().crypt_method {
+            0 => Ok(()),
+            _ => Err(BlockError::unsupported("the image is encrypted, which this version cannot read")),
+        }
+    }
+
+    /// First and last cluster of a range (of at least one byte).
+    pub(crate) fn clusters(&self, guest: u64, len: u64) -> (u64, u64) {
+        (self.geometry.cluster_of(guest), self.geometry.cluster_of(guest + len - 1))
+    }
+
+    /// Whether the file has holes where its tables say data: then data extents are looked at twice.
+    fn is_sparse(&self) -> bool {
+        *self.sparse.get_or_init(|| self.more_counted_than_taken().unwrap_or(false))
+    }
+
+    /// Whether clearly more clusters are in use than the file system has given to the file, by QEMU's rule of
+    /// thumb, so that `map` tells the same: a ninth more, and two at least.
+    fn more_counted_than_taken(&self) -> Result<bool> {
+        let Some(allocated) = self.storage.allocated()? else { return Ok(false) };
+        let taken = self.geometry.clusters_for(allocated);
+        let enough = (taken.saturating_mul(10) / 9).max(taken + 2);
+        let clusters = self.geometry.clusters_for(self.storage.len()?);
+        if clusters < enough {
+            return Ok(false);
+        }
+        let header = self.current_header();
+        let (offset, len) = (header.refcount_table_offset, header.refcount_table_clusters);
+        let table = Refcounts::read_table(&*self.storage, &self.geometry, offset, len)?;
+        let mut counters = Refcounts::new(self.geometry, table, offset, len, REFCOUNT_CACHE);
+        let mut counted = 0;
+        // Nothing that takes so long to count is worth it.
+        for cluster in 0..clusters.min(MAX_COUNTED) {
+            counted += u64::from(counters.get(&*self.storage, cluster)? > 0);
+            if counted >= enough {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The extent of plain data at `host`, cut where the file changes from data to hole.
+    fn data_extent(&self, host: u64, len: u64) -> Result<LayerExtent> {
+        let mut extent = LayerExtent::new(Stored::Data, len).at(host);
+        if self.is_sparse() {
+            let found = self.data.extent(host, len)?;
+            extent.len = found.len.min(len);
+            extent.reads_zero = !found.data;
+        }
+        Ok(extent)
+    }
+}
+
+/// What opening for writing changes or refuses.
+fn prepare_for_writing(storage: &Arc<dyn Storage>, mut header: Header) -> Result<Header> {
+    if header.has(incompatible::CORRUPT) {
+        return Err(Error::MarkedCorrupt.into());
+    }
+    if header.crypt_method != 0 {
+        return Err(BlockError::unsupported("the image is encrypted, which this version cannot write"));
+    }
+    if header.has(incompatible::DIRTY) {
+        let report = crate::check::repair_dirty(storage, &header)?;
+        if report.corruptions > 0 || report.check_errors > 0 {
+            return Err(BlockError::new(
+                ErrorKind::Corrupt,
+                "the image was not closed cleanly and could not be repaired",
+            )
+            .hint("Run 'vimg check' to see what is wrong."));
+        }
+        header = Header::read(&**storage)?;
+    }
+    let known = header.autoclear & autoclear::KNOWN;
+    if known != header.autoclear {
+        header.autoclear = known;
+        // Specification, "Header": autoclear_features at 88.
+        storage.write_at(&known.to_be_bytes(), 88)?;
+        storage.sync()?;
+    }
+    Ok(header)
+}
+
+/// A bitmap that records writes would miss ours.
+fn refuse_enabled_bitmaps(bitmaps: &[Bitmap]) -> Result<()> {
+    match bitmaps.iter().find(|bitmap| bitmap.auto() && !bitmap.in_use()) {
+        None => Ok(()),
+        Some(bitmap) => Err(BlockError::unsupported(format!(
+            "bitmap '{}' records the writes to this image, which this version cannot do",
+            bitmap.display_name()
+        ))),
+    }
+}
+
+fn read_l1(storage: &dyn Storage, header: &Header) -> Result<Vec<u64>> {
+    let mut bytes = vec![0; to_usize(u64::from(header.l1_size)) * 8];
+    storage.read_at(&mut bytes, header.l1_table_offset)?;
+    Ok(bytes.as_chunks::<8>().0.iter().map(|chunk| u64::from_be_bytes(*chunk)).collect())
+}
+
+impl BlockDevice for Qcow2 {
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn read_only(&self) -> bool {
+        !self.writable
+    }
+
+    fn limits(&self) -> Limits {
+        let cluster = block::num::low_u32(self.geometry.cluster_size());
+        let subcluster = block::num::low_u32(self.geometry.subcluster_size());
+        Limits { alignment: 1, preferred: cluster, discard_granularity: subcluster }
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        check_range(offset, buf.len() as u64, self.size())?;
+        self.check_readable()?;
+        let mut rest = buf;
+        let mut at = offset;
+        while !rest.is_empty() {
+            let len = self.piece_len(at, rest.len() as u64);
+            let (piece, tail) = rest.split_at_mut(to_usize(len));
+            let (first, last) = self.clusters(at, len);
+            let _held = self.stripes.shared(first, last);
+            self.read_held(piece, at)?;
+            at += len;
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.write(buf, offset)
+    }
+
+    fn write_zeroes_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
+        self.write_zeroes(offset, len, mode)
+    }
+
+    fn discard_at(&self, offset: u64, len: u64) -> Result<()> {
+        self.discard(offset, len)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.flush_all()
+    }
+
+    fn close(&self) -> Result<()> {
+        self.close_cleanly()
+    }
+
+    fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        self.resize_to(size, preallocation)
+    }
+
+    fn layer_extent(&self, offset: u64, max_len: u64) -> Result<LayerExtent> {
+        check_range(offset, 1, self.size())?;
+        self.check_readable()?;
+        let max = max_len.min(self.size() - offset);
+        let mapping = self.lookup(offset, max)?;
+        Ok(match mapping.mapped {
+            Mapped::Absent => LayerExtent::new(Stored::Absent, mapping.len),
+            Mapped::Zero(None) => LayerExtent::new(Stored::Zero, mapping.len),
+            Mapped::Zero(Some(host)) => LayerExtent::new(Stored::Zero, mapping.len).at(host),
+            Mapped::Data(host) => self.data_extent(host, mapping.len)?,
+            Mapped::Compressed { .. } => LayerExtent::new(Stored::Compressed, mapping.len),
+        })
+    }
+
+    fn backing(&self) -> Option<&Arc<dyn BlockDevice>> {
+        self.backing.as_ref()
+    }
+
+    fn host_storage(&self) -> Option<&Arc<dyn Storage>> {
+        Some(&self.data)
+    }
+
+    fn reserve(&self, offset: u64, len: u64) -> Result<()> {
+        self.reserve_range(offset, len)
+    }
+
+    fn clone_in(&self, offset: u64, len: u64, source: &dyn Storage, source_offset: u64) -> Result<bool> {
+        self.clone_range(offset, len, source, source_offset)
+    }
+
+    fn compressed_writer(&self) -> Option<&dyn CompressedWriter> {
+        (!self.external).then_some(self as _)
+    }
+}
+
+impl CompressedWriter for Qcow2 {
+    fn cluster_size(&self) -> u32 {
+        block::num::low_u32(self.geometry.cluster_size())
+    }
+
+    fn compress(&self, data: &[u8]) -> Result<Compressed> {
+        self.codec.compress(data, self.level)
+    }
+
+    fn write_compressed(&self, clusters: &[Compressed], offset: u64) -> Result<()> {
+        self.write_packed(clusters, offset)
+    }
+}
+
+impl Image for Qcow2 {
+    fn format_name(&self) -> &'static str {
+        "qcow2"
+    }
+
+    fn info(&self) -> Result<ImageInfo> {
+        let header = self.header();
+        let text = |bytes: &Option<Vec<u8>>| bytes.as_ref().map(|b| String::from_utf8_lossy(b).into_owned());
+        Ok(ImageInfo {
+            cluster_size: Some(block::num::low_u32(self.geometry.cluster_size())),
+            encrypted: header.crypt_method != 0,
+            compressed: false,
+            dirty: Some(header.has(incompatible::DIRTY)),
+            backing_file: text(&header.backing_file),
+            backing_format: text(&header.backing_format),
+            snapshots: self.snapshots.iter().map(|s| s.info(header.size)).collect(),
+            specific: self.specific_info(&header),
+        })
+    }
+
+    fn check(&self, repair: Repair) -> Result<CheckReport> {
+        if self.writable {
+            self.close_cleanly()?;
+        }
+        let data_file = self.external.then_some(&self.data);
+        crate::check::check(&self.storage, &self.header(), data_file, repair)
+    }
+
+    fn container(&self) -> Option<&Arc<dyn Storage>> {
+        Some(&self.storage)
+    }
+
+    fn external_data_file(&self) -> Option<&Arc<dyn Storage>> {
+        self.external.then_some(&self.data)
+    }
+
+    fn into_device(self: Arc<Self>) -> Arc<dyn BlockDevice> {
+        self
+    }
+}
+
+impl Qcow2 {
+    /// The keys of `info`'s format-specific part, in QEMU's order.
+    fn specific_info(&self, header: &Header) -> Vec<(&'static str, Value)> {
+        let compression = if header.compression_type == COMPRESSION_ZSTD { "zstd" } else { "zlib" };
+        let compat = if header.version == 2 { "0.10" } else { "1.1" };
+        let text = |text: &str| Value::Text(text.to_owned());
+        let mut keys = vec![("compat", text(compat)), ("compression-type", text(compression))];
+        if header.version >= 3 {
+            let lazy = header.compatible & compatible::LAZY_REFCOUNTS != 0;
+            keys.push(("lazy-refcounts", Value::Bool(lazy)));
+            if !self.bitmaps.is_empty() {
+                keys.push(("bitmaps", Value::List(self.bitmaps.iter().map(bitmap_value).collect())));
+            }
+        }
+        keys.push(("refcount-bits", Value::Int(1 << header.refcount_order)));
+        if let Some(name) = &header.data_file {
+            keys.push(("data-file", text(&String::from_utf8_lossy(name))));
+        }
+        if header.crypt_method == 1 {
+            keys.push(("encrypt", Value::Map(vec![("format", text("aes"))])));
+        }
+        if header.crypt_method == 2 {
+            keys.push(("encrypt", Value::Map(vec![("format", text("luks"))])));
+        }
+        if header.version >= 3 {
+            if self.external {
+                keys.push(("data-file-raw", Value::Bool(self.external_raw)));
+            }
+            keys.push(("corrupt", Value::Bool(header.has(incompatible::CORRUPT))));
+            keys.push(("extended-l2", Value::Bool(self.geometry.extended_l2)));
+        }
+        keys
+    }
+
+    /// Whether the active L1 entry for a guest offset belongs to the active table alone.
+    pub(crate) fn l1_copied(&self, index: u64) -> bool {
+        self.l1.read().get(to_usize(index)).is_some_and(|entry| entry & COPIED != 0)
+    }
+
+    /// The container has grown to at least `end` bytes by our own writing.
+    pub(crate) fn grown_to(&self, end: u64) {
+        self.storage_len.fetch_max(end, Ordering::Relaxed);
+        if !self.external {
+            self.data_len.fetch_max(end, Ordering::Relaxed);
+        }
+    }
+
+    /// The container has been cut: its length has to be looked up again.
+    pub(crate) fn forget_lengths(&self) {
+        self.storage_len.store(0, Ordering::Relaxed);
+        self.data_len.store(0, Ordering::Relaxed);
+    }
+}
+
+fn bitmap_value(bitmap: &Bitmap) -> Value {
+    let flags = [("in-use", bitmap.in_use()), ("auto", bitmap.auto())];
+    let flags =
+        flags.iter().filter(|(_, set)| *set).map(|(name, _)| Value::Text((*name).to_owned())).collect();
+    Value::Map(vec![
+        ("flags", Value::List(flags)),
+        ("name", Value::Text(bitmap.display_name())),
+        ("granularity", Value::Int(i64::try_from(bitmap.granularity()).unwrap_or(i64::MAX))),
+    ])
+}

@@ -1,0 +1,206 @@
+//! Changing the size of the disk.
+//!
+//! Growing needs room in the L1 table: if the present one is too short, a longer copy is written elsewhere and
+//! the header changes over to it with one write. Shrinking first lets go of everything past the new end, then
+//! changes the header.
+
+use block::codec::Writer;
+use block::num::{low_u32, to_usize};
+use block::{BlockDevice, Error as BlockError, Preallocation, Result, ZeroMode};
+use std::sync::atomic::Ordering;
+
+use crate::device::Qcow2;
+use crate::error::Error;
+use crate::geometry::MAX_L1_BYTES;
+
+impl Qcow2 {
+    /// Changes the virtual size.
+    pub(crate) fn resize_to(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        if !self.writable {
+            return Err(BlockError::read_only());
+        }
+        if !size.is_multiple_of(512) {
+            return Err(BlockError::usage("The new size must be a multiple of 512"));
+        }
+        if self.version < 3 && !self.snapshots().is_empty() {
+            return Err(BlockError::unsupported("Can't resize a v2 image which has snapshots"));
+        }
+        if !self.bitmaps().is_empty() {
+            return Err(BlockError::unsupported("an image with bitmaps cannot be resized by this version"));
+        }
+        let old = self.size();
+        if size < old {
+            if preallocation != Preallocation::Off {
+                return Err(BlockError::usage("Preallocation can't be used for shrinking an image"));
+            }
+            return self.shrink(size);
+        }
+        self.grow(size)?;
+        if self.external_raw && self.data.len()? < size && !self.data.fixed_len() {
+            self.data.set_len(size)?;
+        }
+        // The rest of the old last cluster: zeros already if the writer was careful.
+        let boundary = old.next_multiple_of(self.geometry.cluster_size()).min(size);
+        self.write_zeroes(old, boundary - old, ZeroMode::UNMAP)?;
+        // What the backing file has there must not show.
+        if let Some(backing) = self.backing.as_ref().filter(|backing| backing.size() > old) {
+            self.write_zeroes(old, backing.size().min(size) - old, ZeroMode::UNMAP)?;
+        }
+        let preallocation = match preallocation {
+            Preallocation::Off if self.external_raw => Preallocation::Metadata,
+            other => other,
+        };
+        self.preallocate(old, size - old, preallocation)?;
+        self.flush_all()
+    }
+
+    fn grow(&self, size: u64) -> Result<()> {
+        let entries = self.geometry.l1_entries_for(size);
+        if entries * 8 > MAX_L1_BYTES {
+            return Err(BlockError::unsupported("The image size is too large for file format 'qcow2'"));
+        }
+        let _held = self.stripes.all();
+        let _flushing = self.flush_lock.lock();
+        self.write_tables_locked(true)?;
+        let have = self.l1.read().len() as u64;
+        let l1_offset = match entries > have {
+            true => Some(self.move_l1(entries)?),
+            false => None,
+        };
+        self.change_size(size, l1_offset.map(|(offset, _)| offset))?;
+        self.size.store(size, Ordering::Release);
+        if let Some((_, (old_offset, old_clusters))) = l1_offset
+            && old_clusters > 0
+        {
+            self.meta.lock().release(&*self.storage, old_offset, old_clusters)?;
+        }
+        self.write_tables_locked(true)
+    }
+
+    /// Writes a longer L1 table elsewhere. Returns its offset and what the old one took (offset, clusters).
+    fn move_l1(&self, entries: u64) -> Result<(u64, (u64, u64))> {
+        let clusters = self.geometry.clusters_for(entries * 8);
+        let map = self.map()?;
+        let run = {
+            let mut meta = self.meta.lock();
+            self.mark_dirty(&mut meta)?;
+            meta.may_grow_table = true;
+            let run = meta.allocate_contiguous(&*self.storage, map, clusters);
+            meta.may_grow_table = false;
+            run?
+        };
+        let mut table = self.l1.read().clone();
+        table.resize(to_usize(entries), 0);
+        let mut bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        bytes.resize(to_usize(self.geometry.offset_of(clusters)), 0);
+        self.storage.write_at(&bytes, run.offset)?;
+        // The refcounts of the new table are on disk before the header names it.
+        self.write_tables_locked(true)?;
+        self.storage.sync()?;
+        let old = {
+            let header = self.header.lock();
+            let bytes = u64::from(header.l1_size) * 8;
+            (header.l1_table_offset, self.geometry.clusters_for(bytes))
+        };
+        *self.l1.write() = table;
+        Ok((run.offset, old))
+    }
+
+    /// Specification, "Header": size (24), crypt_method (32), l1_size (36), l1_table_offset (40): one write
+    /// inside one sector.
+    fn change_size(&self, size: u64, l1_offset: Option<u64>) -> Result<()> {
+        let mut header = self.header.lock();
+        let l1_size = match l1_offset {
+            Some(_) => low_u32(self.l1.read().len() as u64),
+            None => header.l1_size,
+        };
+        let l1_offset = l1_offset.unwrap_or(header.l1_table_offset);
+        let mut fields = Writer::new();
+        fields.be_u64(size).be_u32(header.crypt_method).be_u32(l1_size).be_u64(l1_offset);
+        self.storage.write_at(&fields.into_bytes(), 24)?;
+        self.storage.sync()?;
+        header.size = size;
+        header.l1_size = l1_size;
+        header.l1_table_offset = l1_offset;
+        Ok(())
+    }
+
+    fn shrink(&self, size: u64) -> Result<()> {
+        let old = self.size();
+        let cluster = self.geometry.cluster_size();
+        let boundary = size.next_multiple_of(cluster);
+        // The rest of the last cluster must read as zeros should the disk grow again.
+        if boundary > size {
+            self.write_zeroes(size, boundary.min(old) - size, ZeroMode::UNMAP)?;
+        }
+        if boundary < old {
+            self.drop_clusters(boundary, old)?;
+        }
+        self.flush_all()?;
+        let _held = self.stripes.all();
+        let _flushing = self.flush_lock.lock();
+        self.drop_tables(size)?;
+        self.write_tables_locked(true)?;
+        self.change_size(size, None)?;
+        self.size.store(size, Ordering::Release);
+        if self.external_raw && !self.data.fixed_len() {
+            self.data.set_len(size)?;
+        }
+        self.cut_file()
+    }
+
+    /// Unmaps whole clusters so that they refer to nothing.
+    fn drop_clusters(&self, from: u64, to: u64) -> Result<()> {
+        let mut at = from;
+        while at < to {
+            if self.l2_table(at)?.is_none() {
+                let coverage = self.geometry.l2_coverage();
+                at += coverage - (at & (coverage - 1));
+                continue;
+            }
+            let end = to.next_multiple_of(self.geometry.cluster_size());
+            at += self.unmap_piece(at, end - at)?;
+        }
+        Ok(())
+    }
+
+    /// L2 tables wholly past the new end are let go.
+    fn drop_tables(&self, size: u64) -> Result<()> {
+        let keep = to_usize(self.geometry.l1_entries_for(size));
+        let mut meta = self.meta.lock();
+        let mut l1 = self.l1.write();
+        for (index, entry) in l1.iter_mut().enumerate().skip(keep).filter(|(_, entry)| **entry != 0) {
+            let table = Self::table_of(*entry);
+            *entry = 0;
+            meta.dirty_l1.insert(index as u64);
+            meta.free_later(table, self.geometry.cluster_size());
+            meta.dirty_slices
+                .retain(|offset, _| !(table..table + self.geometry.cluster_size()).contains(offset));
+            self.slices.forget_table(table, self.geometry.cluster_size());
+        }
+        Ok(())
+    }
+
+    /// Gives the free clusters at the end of the file back to the host.
+    fn cut_file(&self) -> Result<()> {
+        if self.storage.fixed_len() {
+            return Ok(());
+        }
+        let mut meta = self.meta.lock();
+        let len = self.storage.len()?;
+        let mut end = self.geometry.clusters_for(len);
+        while end > 0 && meta.refcounts.get(&*self.storage, end - 1)? == 0 {
+            end -= 1;
+        }
+        let new_len = self.geometry.offset_of(end);
+        if new_len < len {
+            self.storage.set_len(new_len)?;
+            meta.cut_at(end);
+            self.forget_lengths();
+        }
+        if end == 0 {
+            return Err(Error::NoRefcountTable.into());
+        }
+        Ok(())
+    }
+}
