@@ -6,7 +6,7 @@
 
 use block::codec::Writer;
 use block::num::{low_u32, to_usize};
-use block::{BlockDevice, Error as BlockError, Preallocation, Result, ZeroMode};
+use block::{BlockDevice, Error as BlockError, ErrorKind, Preallocation, Result, ZeroMode};
 use std::sync::atomic::Ordering;
 
 use crate::device::Qcow2;
@@ -35,10 +35,8 @@ impl Qcow2 {
             }
             return self.shrink(size);
         }
+        self.resize_data_file(size)?;
         self.grow(size)?;
-        if self.external_raw && self.data.len()? < size && !self.data.fixed_len() {
-            self.data.set_len(size)?;
-        }
         // The rest of the old last cluster: zeros already if the writer was careful.
         let boundary = old.next_multiple_of(self.geometry.cluster_size()).min(size);
         self.write_zeroes(old, boundary - old, ZeroMode::UNMAP)?;
@@ -54,10 +52,22 @@ impl Qcow2 {
         self.flush_all()
     }
 
+    /// An external data file is as long as the disk.
+    fn resize_data_file(&self, size: u64) -> Result<()> {
+        if self.external && !self.data.fixed_len() {
+            self.data.set_len(size)?;
+            self.forget_lengths();
+        }
+        Ok(())
+    }
+
     fn grow(&self, size: u64) -> Result<()> {
         let entries = self.geometry.l1_entries_for(size);
         if entries * 8 > MAX_L1_BYTES {
-            return Err(BlockError::unsupported("The image size is too large for file format 'qcow2'"));
+            return Err(BlockError::new(ErrorKind::NoSpace, "Failed to grow the L1 table: File too large")
+                .hint(
+                    "A larger cluster size allows larger disks: convert the image with -o cluster_size=2M.",
+                ));
         }
         let _held = self.stripes.all();
         let _flushing = self.flush_lock.lock();
@@ -143,9 +153,7 @@ impl Qcow2 {
         self.write_tables_locked(true)?;
         self.change_size(size, None)?;
         self.size.store(size, Ordering::Release);
-        if self.external_raw && !self.data.fixed_len() {
-            self.data.set_len(size)?;
-        }
+        self.resize_data_file(size)?;
         self.cut_file()
     }
 
