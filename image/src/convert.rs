@@ -1,0 +1,423 @@
+//! Copying disks into new images, whatever the formats.
+//!
+//! ```text
+//!   sources -> Source -> Plan: extents become pieces      nothing is done for what costs nothing
+//!                          |  next piece (a short lock)
+//!              +-----------+-----------+
+//!           worker      worker      worker                read, find zeros, compress: in parallel
+//!              '-----------+-----------'
+//!                        Turns                            space is given out in the order of the disk
+//!                          |
+//!                       target                            bytes are written in parallel again
+//! ```
+//!
+//! [`convert_devices`] is the engine and knows only disks. [`convert`] puts files around it: it creates the
+//! target under a temporary name, refuses what cannot go well, and leaves nothing behind that looks complete
+//! and is not.
+//!
+//! Memory: `threads` times 512 KiB (or the target's cluster, or `-S`, where that is more), twice that where
+//! a backing file is compared and when compressing, besides the metadata caches of the images: under 128 MiB
+//! plus 4 MiB per thread.
+
+pub mod engine;
+#[cfg(test)]
+mod file_tests;
+mod plan;
+mod salvage;
+pub(crate) mod source;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+mod turns;
+pub(crate) mod workers;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use block::file::CacheMode;
+use block::{Error, ErrorKind, Result, ResultExt as _, Storage as _, Stored};
+
+pub use engine::{EngineOptions, Tally, convert_devices, default_threads};
+pub use plan::Fresh;
+pub use salvage::{Losses, Lost};
+pub use source::Source;
+
+use crate::create::{CreateRequest, prepare_create};
+use crate::format::Format;
+use crate::open::{Layer, OpenOptions, open};
+use crate::progress::Progress;
+use crate::spec::Spec;
+use crate::target::{Placement, check_space};
+
+/// What to convert into what, and how.
+#[derive(Debug)]
+pub struct ConvertRequest {
+    /// The opened sources, one after the other on the new disk.
+    pub sources: Vec<Arc<Layer>>,
+    /// The image to be written.
+    pub target: Target,
+    /// Cache mode of the target.
+    pub cache: CacheMode,
+    /// Clusters are stored compressed.
+    pub compress: bool,
+    /// How hard.
+    pub compression: qcow2::codec::Level,
+    /// Zeros of at least this many bytes are left out; 0: none are, the target takes space for everything.
+    /// `None`: 4096, and where the kernel can share blocks zeros are not looked for.
+    pub sparse: Option<u64>,
+    /// How many threads work; `None`: as many as there are processors, within limits.
+    pub threads: Option<usize>,
+    /// Space in the target need not be given out in the order of the disk.
+    pub out_of_order: bool,
+    /// What cannot be read is replaced by zeros and reported.
+    pub salvage: bool,
+    /// At most this many bytes per second.
+    pub rate: Option<u64>,
+}
+
+/// The image that is written.
+#[derive(Debug)]
+pub enum Target {
+    /// It is created. Its size is that of the sources.
+    Create(CreateRequest),
+    /// It is there already (`-n`).
+    Existing(Box<ExistingTarget>),
+}
+
+/// An image that is written to as it is.
+#[derive(Debug)]
+pub struct ExistingTarget {
+    /// Which it is.
+    pub spec: Spec,
+    /// Its format; `None`: what the spec says.
+    pub format: Option<Format>,
+    /// The user promises that it reads as zeros.
+    pub is_zero: bool,
+    /// What its backing file holds need not be copied (`-B`), if nothing has been written to the image itself
+    /// yet.
+    pub keep_backing: bool,
+    /// Which names inside it are followed.
+    pub policy: crate::policy::Policy,
+}
+
+/// What a convert has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConvertReport {
+    /// Size of the sources together in bytes.
+    pub size: u64,
+    /// What happened to these bytes.
+    pub tally: Tally,
+}
+
+impl ConvertRequest {
+    /// A convert with qemu-img's defaults.
+    pub fn new(sources: Vec<Arc<Layer>>, target: Target) -> Self {
+        Self {
+            sources,
+            target,
+            cache: CacheMode::Unsafe,
+            compress: false,
+            compression: qcow2::codec::Level::default(),
+            sparse: None,
+            threads: None,
+            out_of_order: false,
+            salvage: false,
+            rate: None,
+        }
+    }
+
+    fn engine_options(&self, fresh: Fresh, format: Format) -> EngineOptions {
+        EngineOptions {
+            threads: self.threads.unwrap_or_else(default_threads),
+            chunk: None,
+            sparse: self.sparse.unwrap_or(4096),
+            allocates_zeros: format == Format::Raw,
+            fresh,
+            // In a raw image every byte has its place.
+            ordered: !self.out_of_order && format != Format::Raw,
+            compress: self.compress,
+            share: self.sparse.is_none(),
+            salvage: self.salvage,
+            rate: self.rate,
+        }
+    }
+
+    fn target_options(&self, format: Option<Format>, policy: crate::policy::Policy) -> OpenOptions {
+        OpenOptions {
+            writable: true,
+            cache: self.cache,
+            format,
+            policy,
+            compression: self.compression,
+            ..OpenOptions::default()
+        }
+    }
+
+    /// The length of every file that is read from, in bytes.
+    fn source_lengths(&self) -> Vec<Option<u64>> {
+        self.sources.iter().flat_map(|source| source.files()).map(|file| file.len().ok()).collect()
+    }
+
+    /// Refuses to call a copy complete whose source has lost its end meanwhile: what is past the end of a file
+    /// reads as zeros.
+    fn check_lengths(&self, before: &[Option<u64>]) -> Result<()> {
+        let files = self.sources.iter().flat_map(|source| source.files());
+        let mut shrunk = files.zip(before).filter(|(file, before)| file.len().ok() < **before);
+        match shrunk.next() {
+            Some((file, _)) => Err(Error::new(
+                ErrorKind::Truncated,
+                format!("'{}' became shorter while it was read", file.path().display()),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses to write to a file that is read from.
+    fn refuse_own_source(&self, target: (u64, u64), name: &str) -> Result<()> {
+        let files = self.sources.iter().flat_map(|source| source.files());
+        match files.into_iter().find(|file| file.identity() == target) {
+            Some(file) => Err(Error::usage(format!(
+                "the target '{name}' is the same file as the source '{}'",
+                file.path().display()
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Converts.
+///
+/// # Errors
+/// In qemu's words; `Cancelled` if `progress` asked for it. A target that was created is gone then, except that
+/// a file that had been there before is left as far as it was written.
+pub fn convert(request: &ConvertRequest, progress: &dyn Progress) -> Result<ConvertReport> {
+    let source = Source::new(request.sources.iter().map(|source| source.device()))?;
+    match &request.target {
+        Target::Create(target) => convert_to_new(request, target, &source, progress),
+        Target::Existing(target) => convert_to_existing(request, target, &source, progress),
+    }
+}
+
+fn convert_to_existing(
+    request: &ConvertRequest,
+    wanted: &ExistingTarget,
+    source: &Source,
+    progress: &dyn Progress,
+) -> Result<ConvertReport> {
+    let target = open(&wanted.spec, &request.target_options(wanted.format, wanted.policy.clone()))?;
+    tell(&target, progress);
+    for file in target.file.iter().chain(&target.data_file) {
+        request.refuse_own_source(file.identity(), &target.filename)?;
+    }
+    let fresh = fresh_of_existing(&request.sources, &target, wanted)?;
+    run(request, source, &target, fresh, progress)
+}
+
+fn tell(layer: &Layer, progress: &dyn Progress) {
+    layer.warnings.iter().for_each(|warning| progress.warn(warning));
+}
+
+fn fresh_of_existing(sources: &[Arc<Layer>], target: &Layer, wanted: &ExistingTarget) -> Result<Fresh> {
+    match &target.backing {
+        backing if wanted.is_zero && (backing.is_some() || wanted.keep_backing) => {
+            Err(Error::usage("Cannot use --target-is-zero when the destination image has a backing file"))
+        }
+        Some(backing) if wanted.keep_backing && is_untouched(target)? => {
+            Ok(Fresh::Backing { layers_above: shared_from(sources, backing) })
+        }
+        _ if wanted.is_zero => Ok(Fresh::Zeros),
+        _ => Ok(Fresh::Unknown),
+    }
+}
+
+/// Whether an image stores nothing itself.
+fn is_untouched(layer: &Layer) -> Result<bool> {
+    let (image, mut offset) = (&layer.image, 0);
+    while offset < image.size() {
+        let found = image.layer_extent(offset, image.size() - offset)?;
+        if found.stored != Stored::Absent {
+            return Ok(false);
+        }
+        offset += found.len;
+    }
+    Ok(true)
+}
+
+/// Copies into the opened target and closes it.
+fn run(
+    request: &ConvertRequest,
+    source: &Source,
+    target: &Layer,
+    fresh: Fresh,
+    progress: &dyn Progress,
+) -> Result<ConvertReport> {
+    let device = target.device();
+    progress.starting();
+    let lengths = request.source_lengths();
+    let tally = convert_devices(source, &*device, &request.engine_options(fresh, target.format), progress)?;
+    request.check_lengths(&lengths)?;
+    device.close().context(|| "error while flushing the target".to_owned())?;
+    Ok(ConvertReport { size: source.size(), tally })
+}
+
+fn convert_to_new(
+    request: &ConvertRequest,
+    wanted: &CreateRequest,
+    source: &Source,
+    progress: &dyn Progress,
+) -> Result<ConvertReport> {
+    let mut create = sized(wanted, source.size());
+    refuse_impossible(request, &create)?;
+    let (name, format) = (create.filename.clone(), create.format);
+    let converting = || format!("{name}: error while converting {format}");
+    if name.is_empty() {
+        return Err(Error::new(ErrorKind::NotFound, "Could not create '': No such file or directory"))
+            .context(converting);
+    }
+    // Wrong options leave no trace.
+    prepare_create(&create)?.validate().context(converting)?;
+    let mut placement = place(&create.filename).context(converting)?;
+    if let Some(existing) = placement.existing() {
+        request.refuse_own_source(existing, &name).context(converting)?;
+    }
+    if fully_allocated(request, &create) {
+        check_space(&placement, source.size()).context(converting)?;
+    }
+    create.physical_path = placement.partial().map(Path::to_owned);
+    let target = match make(request, &create, &mut placement, progress) {
+        Ok(target) => target,
+        Err(error) => return Err(placement.translate(error)),
+    };
+    let fresh = fresh_of_new(request, &target, &create);
+    let report = run(request, source, &target, fresh, progress);
+    drop(target);
+    match report {
+        Ok(report) => placement.complete(!request.cache.no_flush()).map(|()| report),
+        Err(error) => Err(incomplete(placement.translate(error), &placement, &name)),
+    }
+}
+
+/// The request with the size of the sources, whatever `-o size=` says (as qemu-img does).
+fn sized(wanted: &CreateRequest, size: u64) -> CreateRequest {
+    let mut create = CreateRequest { size: Some(size), backing_unsafe: true, ..wanted.clone() };
+    create.options.retain(|(name, _)| name != "size");
+    create
+}
+
+/// The last value given for a creation option.
+fn option<'a>(create: &'a CreateRequest, name: &str) -> Option<&'a str> {
+    create.options.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+}
+
+/// Combinations that are refused before anything is touched.
+fn refuse_impossible(request: &ConvertRequest, create: &CreateRequest) -> Result<()> {
+    let backing = create.backing_file.as_deref().or(option(create, "backing_file"));
+    let backing_format = create.backing_format.as_deref().or(option(create, "backing_fmt"));
+    if backing.is_some() && !create.format.has_backing() {
+        return Err(Error::usage(format!("Backing file not supported for file format '{}'", create.format)));
+    }
+    if backing.is_some() && backing_format.is_none() {
+        return Err(Error::usage("Use of backing file requires explicit backing format"));
+    }
+    if !request.compress {
+        return Ok(());
+    }
+    if !create.format.can_compress() {
+        return Err(engine::compression_unsupported());
+    }
+    let encrypted = option(create, "encryption") == Some("on") || option(create, "encrypt.format").is_some();
+    let preallocated = option(create, "preallocation").is_some_and(|mode| mode != "off");
+    let conflict = if encrypted { "encryption" } else { "preallocation" };
+    match encrypted || preallocated {
+        true => Err(Error::usage(format!("Compression and {conflict} not supported at the same time"))),
+        false => Ok(()),
+    }
+}
+
+/// Chooses where the target is written.
+fn place(filename: &str) -> Result<Placement> {
+    let spec = Spec::from_filename(filename)?;
+    Placement::new(spec.path().unwrap_or(Path::new(filename)))
+}
+
+/// Whether every byte of the disk will take a byte of the host's.
+fn fully_allocated(request: &ConvertRequest, create: &CreateRequest) -> bool {
+    let preallocation = option(create, "preallocation").unwrap_or("off");
+    let elsewhere = option(create, "data_file").is_some();
+    !elsewhere
+        && (matches!(preallocation, "falloc" | "full") || (request.sparse == Some(0) && !request.compress))
+}
+
+/// Creates the target and opens it.
+fn make(
+    request: &ConvertRequest,
+    create: &CreateRequest,
+    placement: &mut Placement,
+    progress: &dyn Progress,
+) -> Result<Arc<Layer>> {
+    let data_file = option(create, "data_file").map(Path::new);
+    let data_file_is_new = data_file.is_some_and(|path| !path.exists());
+    if let Some(existing) = data_file.and_then(Placement::existing_at) {
+        request.refuse_own_source(existing, &create.filename)?;
+    }
+    let converting = || format!("{}: error while converting {}", create.filename, create.format);
+    let created = prepare_create(create)?.create().context(converting)?;
+    created.warnings.iter().for_each(|warning| progress.warn(warning));
+    if let Some(data_file) = data_file.filter(|_| data_file_is_new) {
+        placement.made(data_file.to_owned());
+    }
+    let name = create
+        .physical_path
+        .as_ref()
+        .map_or_else(|| create.filename.clone(), |path| path.display().to_string());
+    let target =
+        open(&Spec::from_filename(&name)?, &request.target_options(Some(create.format), own_policy(create)))?;
+    tell(&target, progress);
+    Ok(target)
+}
+
+/// The files that the command line names for the target may be followed although the target names them, too.
+fn own_policy(create: &CreateRequest) -> crate::policy::Policy {
+    let mut policy = create.policy.clone();
+    let named = [create.backing_file.as_deref(), option(create, "backing_file"), option(create, "data_file")];
+    let directory = Path::new(&create.filename).parent().unwrap_or(Path::new(""));
+    policy.allow.extend(named.into_iter().flatten().map(|name| directory.join(name)));
+    policy.allow.extend(option(create, "data_file").map(Into::into));
+    policy
+}
+
+/// What a target that has just been created reads as.
+fn fresh_of_new(request: &ConvertRequest, target: &Layer, create: &CreateRequest) -> Fresh {
+    if let Some(backing) = &target.backing {
+        return Fresh::Backing { layers_above: shared_from(&request.sources, backing) };
+    }
+    let on_device = |file: &Arc<block::file::HostFile>| file.fixed_len();
+    let device = target.file.iter().chain(&target.data_file).any(on_device);
+    let laid_out = target.format == Format::Raw
+        || option(create, "preallocation").is_some_and(|mode| mode != "off")
+        || option(create, "data_file_raw") == Some("on");
+    if device && laid_out { Fresh::Unknown } else { Fresh::Zeros }
+}
+
+/// How many layers of the source lie above the image `backing`, if it is part of the source's chain.
+fn shared_from(sources: &[Arc<Layer>], backing: &Layer) -> Option<u32> {
+    let [source] = sources else { return None };
+    let same = |layer: &Layer| {
+        let identity =
+            |layer: &Layer| Some((layer.file.as_ref()?.identity(), layer.format, layer.image.size()));
+        identity(layer).is_some_and(|found| Some(found) == identity(backing))
+    };
+    let position = source.chain().skip(1).position(same)?;
+    u32::try_from(position + 1).ok()
+}
+
+/// Says what is left of a target that was overwritten.
+fn incomplete(error: Error, placement: &Placement, name: &str) -> Error {
+    match placement.overwrites() {
+        true if error.kind() != ErrorKind::Usage => {
+            error.hint(format!("'{name}' was overwritten and is incomplete"))
+        }
+        _ => error,
+    }
+}

@@ -1,0 +1,116 @@
+//! The formats that can be opened and created: one place to add another.
+
+/// A disk image format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Format {
+    /// The bytes of the disk and nothing else.
+    Raw,
+    /// QEMU's copy-on-write format, versions 2 and 3.
+    Qcow2,
+}
+
+impl Format {
+    /// Every format.
+    pub const ALL: &'static [Self] = &[Self::Raw, Self::Qcow2];
+
+    /// qemu's name of it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+
+    /// The format of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|format| format.name() == name)
+    }
+
+    /// How many bytes from the start of a file [`probe`](Self::probe) wants to see.
+    pub const PROBE_LEN: usize = 2048;
+
+    /// The format that `first_bytes` of a file announce. `None`: none of the known ones, which leaves raw.
+    pub fn probe(first_bytes: &[u8]) -> Option<Self> {
+        qcow2::Header::probe(first_bytes).then_some(Self::Qcow2)
+    }
+
+    /// Whether images of this format can store compressed clusters.
+    pub const fn can_compress(self) -> bool {
+        matches!(self, Self::Qcow2)
+    }
+
+    /// Whether images of this format can name a backing file.
+    pub const fn has_backing(self) -> bool {
+        matches!(self, Self::Qcow2)
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Formats of qemu that are not read here, by their first bytes: offset, bytes, name.
+const FOREIGN: &[(usize, &[u8], &str)] = &[
+    (0, b"QFI\xfb\0\0\0\x01", "qcow"),
+    (0, b"KDMV", "vmdk"),
+    (0, b"COWD", "vmdk"),
+    (0, b"# Disk DescriptorFile", "vmdk"),
+    (0x40, b"\x7f\x10\xda\xbe", "vdi"),
+    (0, b"vhdxfile", "vhdx"),
+    (0, b"conectix", "vpc"),
+    (0, b"LUKS\xba\xbe", "luks"),
+    (0, b"QED\0", "qed"),
+    (0, b"WithoutFreeSpace", "parallels"),
+    (0, b"WithouFreSpacExt", "parallels"),
+    (0, b"Bochs Virtual HD Image", "bochs"),
+    (0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", "cloop"),
+];
+
+/// The name of the format that qemu would recognise and that is not read here. Taking such a file for raw would
+/// give the guest the container instead of the disk.
+pub(crate) fn foreign(first_bytes: &[u8]) -> Option<&'static str> {
+    let found =
+        |offset: usize, magic: &[u8]| first_bytes.get(offset..).is_some_and(|bytes| bytes.starts_with(magic));
+    FOREIGN.iter().find(|(offset, magic, _)| found(*offset, magic)).map(|(_, _, name)| *name)
+}
+
+/// The error for an image of such a format.
+pub(crate) fn not_readable(name: &str) -> block::Error {
+    block::Error::unsupported(format!(
+        "the file looks like a {name} image, a format that this version of vimg does not read"
+    ))
+    .hint("if its bytes as they are are the disk, say so with -f raw")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_of_other_formats_are_not_taken_for_raw() {
+        assert_eq!(foreign(b"KDMV\x01\0\0\0"), Some("vmdk"));
+        let mut vdi = [0; 512];
+        vdi[0x40..0x44].copy_from_slice(&0xbeda_107f_u32.to_le_bytes());
+        assert_eq!(foreign(&vdi), Some("vdi"));
+        assert_eq!(foreign(&[0; 512]), None);
+        assert_eq!(foreign(b""), None);
+    }
+
+    #[test]
+    fn names_round_trip() {
+        for &format in Format::ALL {
+            assert_eq!(Format::from_name(format.name()), Some(format));
+        }
+        assert_eq!(Format::from_name("qcow9"), None);
+    }
+
+    #[test]
+    fn probing_goes_by_content() {
+        assert_eq!(Format::probe(b"QFI\xfb\0\0\0\x03"), Some(Format::Qcow2));
+        assert_eq!(Format::probe(b"QFI\xfb\0\0\0\x01"), None, "version 1 is another format");
+        assert_eq!(Format::probe(b""), None);
+    }
+}

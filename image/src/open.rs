@@ -1,0 +1,164 @@
+//! Opening an image and the chain of images behind it.
+//!
+//! Downwards first: each image's container is opened, locked and recognised, and its header says what lies
+//! behind it, until an image stands on its own. Then upwards: each image is built on the one behind it. Both
+//! ways are loops, so that a long chain costs no stack, and every file that is opened is remembered, so that
+//! a chain that returns to itself is noticed at once.
+
+mod chain;
+mod names;
+mod source;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use block::file::{CacheMode, HostFile};
+use block::image::Image;
+use block::{BlockDevice, Result, ResultExt as _, Storage};
+use qcow2::Qcow2;
+
+use crate::format::Format;
+use crate::policy::Policy;
+use crate::spec::{Spec, could_not_open};
+
+pub(crate) use chain::{Opened, open_own};
+pub(crate) use names::{backing_node, resolve_name};
+pub(crate) use source::Purpose;
+
+/// The most images that a chain may have.
+pub const MAX_CHAIN: usize = 1000;
+
+/// Whether the chain behind an image is opened too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackingMode {
+    /// With the whole chain.
+    #[default]
+    Follow,
+    /// Only the image itself; reading what it does not store gives zeros.
+    Ignore,
+}
+
+/// What other processes may do with the image while it is open here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Share {
+    /// Whatever the format can bear (raw: anything; qcow2: no writers).
+    #[default]
+    Format,
+    /// No writers (the sources of a convert).
+    NoWriters,
+}
+
+/// How to open an image.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// For writing. Backing files are always opened read-only.
+    pub writable: bool,
+    /// The size will be changed.
+    pub resizable: bool,
+    /// How the host's cache is used.
+    pub cache: CacheMode,
+    /// Read although somebody else writes (`-U`).
+    pub force_share: bool,
+    /// The format; `None`: what the spec says, or else found out from the contents.
+    pub format: Option<Format>,
+    /// Whether to open backing files.
+    pub backing: BackingMode,
+    /// Which names inside images are followed.
+    pub policy: Policy,
+    /// What others may do meanwhile.
+    pub share: Share,
+    /// Only the description is wanted: the data file is not opened, and an encrypted image needs no key.
+    /// Reading guest data fails.
+    pub metadata_only: bool,
+    /// The structures will be examined, not relied upon: what only a check can bear is let pass.
+    pub for_check: bool,
+    /// How hard clusters that are written compressed are compressed.
+    pub compression: qcow2::codec::Level,
+}
+
+/// An opened image and, behind it, its backing file.
+#[derive(Debug)]
+pub struct Layer {
+    /// Its name as qemu shows it.
+    pub filename: String,
+    /// Its format.
+    pub format: Format,
+    /// Nobody said that it is raw; nothing else was recognised.
+    pub probed: bool,
+    /// Named as a protocol where a format could have been (`driver=file`): shown under this name.
+    pub protocol_only: Option<&'static str>,
+    /// qemu's name of what lies below the format: `file`, `host_device`, `nbd`...
+    pub protocol: String,
+    /// The image.
+    pub image: Arc<dyn Image>,
+    /// The same object, if it is a qcow2 image.
+    pub qcow2: Option<Arc<Qcow2>>,
+    /// The bytes that the format lies in.
+    pub storage: Arc<dyn Storage>,
+    /// The same, if it is a file or block device.
+    pub file: Option<Arc<HostFile>>,
+    /// The same, if it is the disk of another image.
+    pub container: Option<Arc<Self>>,
+    /// The external data file.
+    pub data_file: Option<Arc<HostFile>>,
+    /// The image that answers for what this one does not store.
+    pub backing: Option<Arc<Self>>,
+    /// The backing file's name, resolved from the directory of this image, as qemu shows it.
+    pub full_backing_filename: Option<String>,
+    /// What the user should be told about the image itself; without prefix.
+    pub warnings: Vec<String>,
+}
+
+impl Layer {
+    /// The disk.
+    pub fn device(&self) -> Arc<dyn BlockDevice> {
+        Arc::clone(&self.image).into_device()
+    }
+
+    /// This layer and those behind it, top first.
+    pub fn chain(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |layer| layer.backing.as_deref())
+    }
+
+    /// The file or device that holds the image, if there is one.
+    pub fn path(&self) -> Option<PathBuf> {
+        self.file.as_ref().map(|file| file.path().to_path_buf())
+    }
+
+    /// Every file of the chain: containers and data files.
+    pub fn files(&self) -> impl Iterator<Item = &Arc<HostFile>> {
+        self.chain().flat_map(|layer| layer.file.iter().chain(&layer.data_file))
+    }
+
+    /// The words with which qemu warns before it writes to an image whose format it had to guess.
+    pub fn probed_raw_warning(&self) -> Option<String> {
+        self.probed.then(|| probed_raw_warning(&self.filename))
+    }
+}
+
+/// qemu's warning about an image that is only believed to be raw.
+pub(crate) fn probed_raw_warning(filename: &str) -> String {
+    format!(
+        "WARNING: Image format was not specified for '{filename}' and probing guessed raw.\n         \
+         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be \
+         restricted.\n         \
+         Specify the 'raw' format explicitly to remove the restrictions."
+    )
+}
+
+/// Opens an image and its chain.
+///
+/// # Errors
+/// With qemu's words around them: missing files, locks, images that break their format's rules, endless
+/// chains, names that the policy forbids.
+pub fn open(spec: &Spec, options: &OpenOptions) -> Result<Arc<Layer>> {
+    chain::open_chain(spec.node(), options).context(|| could_not_open(spec.display_name()))
+}
+
+/// Opens a node without saying who asked.
+pub(crate) fn open_node(node: &crate::spec::Node, options: &OpenOptions) -> Result<Arc<Layer>> {
+    chain::open_chain(node, options)
+}
+
+#[cfg(test)]
+mod tests;

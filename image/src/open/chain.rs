@@ -1,0 +1,330 @@
+//! Down the chain and up again.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use block::image::Image;
+use block::raw::{Raw, RawOptions};
+use block::{Error, ErrorKind, Result};
+use qcow2::{Header, Qcow2};
+use serde_json::Value;
+
+use super::names::{backing_node, data_file_path, resolve_name, text};
+use super::source::{Container, Purpose, open_data_file};
+use super::{BackingMode, Layer, MAX_CHAIN, OpenOptions};
+use crate::format::Format;
+use crate::spec::{Backing, Node, Source, text_of};
+
+/// An image whose container is open and recognised, but which does not stand on its backing file yet.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) node: Node,
+    pub(crate) container: Container,
+    pub(crate) format: Format,
+    pub(crate) probed: bool,
+    /// For qcow2.
+    pub(crate) header: Option<Header>,
+    writable: bool,
+}
+
+/// Opens the chain that starts with `node`.
+pub(crate) fn open_chain(node: &Node, options: &OpenOptions) -> Result<Arc<Layer>> {
+    ascend(descend(node, options)?, options)
+}
+
+/// Opens the containers of the chain, top first.
+fn descend(node: &Node, options: &OpenOptions) -> Result<Vec<Opened>> {
+    let mut chain = vec![];
+    let mut seen = HashSet::new();
+    let mut next = Some(node.clone());
+    while let Some(node) = next.take() {
+        let depth = chain.len();
+        let purpose = if depth == 0 { Purpose::Top } else { Purpose::Backing };
+        let name = node.shown_name(Format::Raw);
+        let opened = open_own(node, purpose, options).map_err(|error| below(error, depth))?;
+        if opened.container.identity().is_some_and(|file| !seen.insert((file, opened.window()))) {
+            return Err(Error::invalid(format!("Backing file '{name}' creates an infinite loop.")));
+        }
+        if options.backing == BackingMode::Follow {
+            next = opened.backing(options).map_err(|error| below(error, depth + 1))?;
+        }
+        chain.push(opened);
+        if next.is_some() && chain.len() == MAX_CHAIN {
+            return Err(Error::unsupported(format!(
+                "the chain of backing files has more than {MAX_CHAIN} members"
+            )));
+        }
+    }
+    Ok(chain)
+}
+
+/// Puts qemu's words for a failure `depth` hops down the chain in front of it.
+fn below(error: Error, depth: usize) -> Error {
+    const MOST: usize = 8;
+    (0..depth.min(MOST)).fold(error, |error, _| error.context("Could not open backing file"))
+}
+
+/// Opens, recognises and locks one image, without what lies behind it.
+pub(crate) fn open_own(mut node: Node, purpose: Purpose, options: &OpenOptions) -> Result<Opened> {
+    if node.backing == Backing::None && options.backing == BackingMode::Ignore {
+        node.backing = Backing::FromImage;
+    }
+    let writable = options.writable && purpose == Purpose::Top;
+    if writable && node.read_only {
+        return Err(Error::new(ErrorKind::ReadOnly, "Block node is read-only"));
+    }
+    let shared;
+    let options = if node.force_share && !options.force_share {
+        shared = OpenOptions { force_share: true, ..options.clone() };
+        &shared
+    } else {
+        options
+    };
+    let container = Container::open(&node, writable, options)?;
+    let named = if purpose == Purpose::Top { options.format.or(node.driver) } else { node.driver };
+    let recognised = match named {
+        Some(_) => named,
+        None => container.probe()?,
+    };
+    let format = recognised.unwrap_or(Format::Raw);
+    check_option_names(&node, format, options.backing)?;
+    container.lock(format, writable, options)?;
+    let header = match format {
+        Format::Qcow2 if options.for_check => Some(Header::read_for_check(&*container.storage)?),
+        Format::Qcow2 => Some(Header::read(&*container.storage)?),
+        Format::Raw => None,
+    };
+    Ok(Opened { node, container, format, probed: recognised.is_none(), header, writable })
+}
+
+impl Opened {
+    /// The part of the file that is used, as far as options say: two windows of one file are two images.
+    fn window(&self) -> Option<(String, String)> {
+        let value = |key| option(&self.node, key).and_then(text_of).unwrap_or_default();
+        let window = (value("offset"), value("size"));
+        (!window.0.is_empty() || !window.1.is_empty()).then_some(window)
+    }
+
+    /// The name of the file, if it is a plain one, which relative names inside the image count from.
+    fn path(&self) -> Option<&str> {
+        match &self.node.source {
+            Source::File { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
+    /// The backing file's name as stored, and as resolved.
+    pub(crate) fn backing_names(&self) -> Option<(String, Result<String>)> {
+        let stored = text(self.header.as_ref()?.backing_file.as_deref()?);
+        let full = resolve_name(self.path(), &stored);
+        (!stored.is_empty()).then_some((stored, full))
+    }
+
+    /// What lies behind the image, if anything does.
+    fn backing(&self, options: &OpenOptions) -> Result<Option<Node>> {
+        match &self.node.backing {
+            Backing::None => Ok(None),
+            Backing::Node(node) => Ok(Some((**node).clone())),
+            Backing::FromImage => {
+                let Some((_, full)) = self.backing_names() else { return Ok(None) };
+                let format = self.header.as_ref().and_then(|h| h.backing_format.as_deref()).map(text);
+                backing_node(&full?, format.as_deref(), &options.policy).map(Some)
+            }
+        }
+    }
+
+    /// Makes sure that everything behind the image could be opened.
+    pub(crate) fn check_backing(&self, options: &OpenOptions) -> Result<()> {
+        let Some(node) = self.backing(options).map_err(|error| below(error, 1))? else { return Ok(()) };
+        let options = OpenOptions { writable: false, format: None, metadata_only: true, ..options.clone() };
+        let chain = descend(&node, &options).map_err(|error| below(error, 1))?;
+        match self.container.identity() {
+            Some(own) if chain.iter().any(|opened| opened.container.identity() == Some(own)) => {
+                Err(Error::invalid(format!(
+                    "Backing file '{}' creates an infinite loop.",
+                    node.shown_name(Format::Raw)
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The external data file, opened; `None` if the image has none.
+    pub(crate) fn open_data_file(&self, options: &OpenOptions) -> Result<Option<Arc<block::file::HostFile>>> {
+        let Some(header) = self.header.as_ref().filter(|header| header.has_data_file()) else {
+            return match &self.node.data_file {
+                Some(_) => {
+                    Err(Error::usage("'data-file' can only be set for images with an external data file"))
+                }
+                None => Ok(None),
+            };
+        };
+        let source = match (&self.node.data_file, &header.data_file) {
+            (Some(source), _) => source.clone(),
+            (None, Some(name)) => {
+                let path = data_file_path(self.path(), &text(name), &options.policy)?;
+                Source::file(path.display().to_string())
+            }
+            (None, None) => return Err(Error::usage("'data-file' is required for this image")),
+        };
+        open_data_file(&source, &self.container, self.writable, options).map(Some)
+    }
+}
+
+/// Builds each image on the one behind it, bottom first.
+fn ascend(chain: Vec<Opened>, options: &OpenOptions) -> Result<Arc<Layer>> {
+    let mut behind: Option<Arc<Layer>> = None;
+    for (depth, opened) in chain.into_iter().enumerate().rev() {
+        behind = Some(build(opened, behind, options).map_err(|error| below(error, depth))?);
+    }
+    behind.ok_or_else(|| Error::usage("no image was named"))
+}
+
+fn build(opened: Opened, backing: Option<Arc<Layer>>, options: &OpenOptions) -> Result<Arc<Layer>> {
+    let data_file = if options.metadata_only { None } else { opened.open_data_file(options)? };
+    let full_backing_filename = opened.backing_names().map(|(stored, full)| full.unwrap_or(stored));
+    let filename = opened.node.shown_name(opened.format);
+    let (image, qcow2): (Arc<dyn Image>, _) = match &opened.header {
+        None => {
+            (Arc::new(Raw::open(Arc::clone(&opened.container.storage), raw_options(&opened.node)?)?), None)
+        }
+        Some(header) => {
+            if header.crypt_method != 0 && !options.metadata_only {
+                return Err(encrypted(header.crypt_method));
+            }
+            let qcow2_options = qcow2::OpenOptions {
+                writable: opened.writable,
+                backing: backing.as_ref().map(|layer| layer.device()),
+                data_file: data_file.clone().map(|file| file as Arc<dyn block::Storage>),
+                compression: options.compression,
+                metadata_only: options.metadata_only,
+                ..qcow2_options(&opened.node)?
+            };
+            let image = Qcow2::open(Arc::clone(&opened.container.storage), header.clone(), qcow2_options)?;
+            (Arc::clone(&image) as Arc<dyn Image>, Some(image))
+        }
+    };
+    Ok(Arc::new(Layer {
+        filename,
+        format: opened.format,
+        probed: opened.probed,
+        protocol_only: opened.node.protocol_only,
+        protocol: opened.container.protocol,
+        image,
+        qcow2,
+        storage: opened.container.storage,
+        file: opened.container.file,
+        container: opened.container.nested,
+        data_file,
+        backing,
+        full_backing_filename,
+        warnings: vec![],
+    }))
+}
+
+/// The contents of encrypted images come later.
+fn encrypted(method: u32) -> Error {
+    let name = if method == qcow2::header::CRYPT_LUKS { "LUKS" } else { "AES" };
+    Error::unsupported(format!(
+        "the image is encrypted ({name}), and encryption is not in this version of vimg"
+    ))
+    .hint("'info' works without the key; for the contents use qemu-img until then")
+}
+
+fn option<'a>(node: &'a Node, key: &str) -> Option<&'a Value> {
+    node.options.iter().find(|(name, _)| name == key).map(|(_, value)| value)
+}
+
+fn size_option(node: &Node, key: &str) -> Result<Option<u64>> {
+    match option(node, key).and_then(text_of) {
+        Some(text) => crate::options::parse_size(key, &text).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn raw_options(node: &Node) -> Result<RawOptions> {
+    Ok(RawOptions { offset: size_option(node, "offset")?.unwrap_or(0), size: size_option(node, "size")? })
+}
+
+/// Options that a raw image takes.
+const RAW_OPTIONS: &[&str] = &["offset", "size"];
+
+/// Options that a qcow2 image takes and that make no difference here.
+const QCOW2_IGNORED: &[&str] = &[
+    "pass-discard-request",
+    "pass-discard-snapshot",
+    "pass-discard-other",
+    "discard-no-unref",
+    "overlap-check",
+    "cache-clean-interval",
+    "l2-cache-entry-size",
+    "encrypt.format",
+    "encrypt.key-secret",
+];
+
+/// Options that a qcow2 image takes.
+const QCOW2_OPTIONS: &[&str] = &["lazy-refcounts", "cache-size", "l2-cache-size", "refcount-cache-size"];
+
+/// Complains about options that the format does not have.
+fn check_option_names(node: &Node, format: Format, backing: BackingMode) -> Result<()> {
+    let known = |key: &str| match format {
+        Format::Raw => RAW_OPTIONS.contains(&key),
+        Format::Qcow2 => {
+            QCOW2_OPTIONS.contains(&key) || QCOW2_IGNORED.contains(&key) || key.starts_with("overlap-check.")
+        }
+    };
+    let mut unknown: Vec<&str> =
+        node.options.iter().map(|(key, _)| key.as_str()).filter(|key| !known(key)).collect();
+    if matches!(node.backing, Backing::Node(_)) && (backing == BackingMode::Ignore || !format.has_backing()) {
+        unknown.extend(node.backing_keys.iter().map(String::as_str));
+    }
+    if node.data_file.is_some() && format == Format::Raw {
+        unknown.push("data-file");
+    }
+    match unknown.into_iter().min_by_key(|key| crate::spec::bucket(key)) {
+        Some(key) => {
+            Err(Error::usage(format!("Block format '{format}' does not support the option '{key}'")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn qcow2_options(node: &Node) -> Result<qcow2::OpenOptions> {
+    let total = size_option(node, "cache-size")?;
+    let l2 = size_option(node, "l2-cache-size")?;
+    let refcount = size_option(node, "refcount-cache-size")?;
+    let lazy_refcounts = match option(node, "lazy-refcounts").and_then(text_of) {
+        Some(text) => Some(crate::spec::parse_bool("lazy-refcounts", &text)?),
+        None => None,
+    };
+    let (l2_cache_bytes, refcount_cache_bytes) = split_cache(total, l2, refcount)?;
+    Ok(qcow2::OpenOptions {
+        l2_cache_bytes,
+        refcount_cache_bytes,
+        lazy_refcounts,
+        ..qcow2::OpenOptions::default()
+    })
+}
+
+/// Divides the memory for tables; qemu's rules for which of the three sizes may be given together.
+fn split_cache(
+    total: Option<u64>,
+    l2: Option<u64>,
+    refcount: Option<u64>,
+) -> Result<(Option<u64>, Option<u64>)> {
+    match (total, l2, refcount) {
+        (Some(_), Some(_), Some(_)) => Err(Error::usage(
+            "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time",
+        )),
+        (Some(total), Some(l2), _) if l2 > total => {
+            Err(Error::usage("l2-cache-size may not exceed cache-size"))
+        }
+        (Some(total), _, Some(refcount)) if refcount > total => {
+            Err(Error::usage("refcount-cache-size may not exceed cache-size"))
+        }
+        (Some(total), Some(l2), None) => Ok((Some(l2), Some(total - l2))),
+        (Some(total), None, Some(refcount)) => Ok((Some(total - refcount), Some(refcount))),
+        (Some(total), None, None) => Ok((Some(total), None)),
+        (None, l2, refcount) => Ok((l2, refcount)),
+    }
+}
