@@ -369,7 +369,7 @@ impl Qcow2 {
             Fill::Nothing => {}
             Fill::Bytes(old) => parts.push(IoSlice::new(old)),
             Fill::Zeros(len) if *len <= ZEROS.len() as u64 => {
-                parts.push(IoSlice::new(&ZEROS[..to_usize(*len)]))
+                parts.push(IoSlice::new(&ZEROS[..to_usize(*len)]));
             }
             Fill::Zeros(len) => {
                 self.data.zero_range(start, *len, ZeroMode::ALLOCATE)?;
@@ -382,7 +382,7 @@ impl Qcow2 {
             Fill::Nothing => {}
             Fill::Bytes(old) => parts.push(IoSlice::new(old)),
             Fill::Zeros(len) if *len <= ZEROS.len() as u64 => {
-                parts.push(IoSlice::new(&ZEROS[..to_usize(*len)]))
+                parts.push(IoSlice::new(&ZEROS[..to_usize(*len)]));
             }
             Fill::Zeros(len) => after = Some((start + head.len() + bytes.len() as u64, *len)),
         }

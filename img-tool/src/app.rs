@@ -1,0 +1,224 @@
+//! What every verb needs: who we are, the global options, and ways to speak to the user.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use image::{Layer, OpenOptions, Policy, Spec};
+
+use crate::cli::{self, Cli, Command, GlobalArgs, Refused};
+use crate::cmd;
+use crate::exit::{Exit, Failure, Outcome};
+use crate::hint;
+use crate::output::Output;
+use crate::sandbox;
+
+/// The running program.
+#[derive(Debug)]
+pub(crate) struct App {
+    /// The name it was called by: `vimg`, or `qemu-img`.
+    pub(crate) program: &'static str,
+    /// `--untrusted`, `--allow`, `-v`.
+    pub(crate) global: GlobalArgs,
+    /// Standard output and error.
+    pub(crate) output: Output,
+}
+
+impl App {
+    fn new(program: &'static str) -> Self {
+        let output = Output::new(program != "qemu-img");
+        Self { program, global: GlobalArgs::default(), output }
+    }
+
+    /// Called as `qemu-img`: no hints, no colour, nothing that qemu-img would not print.
+    pub(crate) fn as_qemu_img(&self) -> bool {
+        self.program == "qemu-img"
+    }
+
+    /// Which names inside images are followed.
+    pub(crate) fn policy(&self) -> Policy {
+        Policy { untrusted: self.global.untrusted, allow: self.global.allow.clone() }
+    }
+
+    /// Prints a text on standard output.
+    pub(crate) fn print(&self, text: &str) -> Outcome<()> {
+        self.output.print(text)
+    }
+
+    /// Prints a text on standard error as it is.
+    pub(crate) fn say(&self, text: &str) {
+        self.output.say(text);
+    }
+
+    /// Prints `program: message` on standard error.
+    pub(crate) fn complain(&self, message: &str) {
+        self.output.complain(self.program, message);
+    }
+
+    /// Prints `program: warning: message` on standard error.
+    pub(crate) fn warn(&self, message: &str) {
+        self.complain(&format!("warning: {message}"));
+    }
+
+    /// With `-v`, prints a line on standard error.
+    pub(crate) fn tell(&self, line: &str) {
+        if self.global.verbose {
+            self.say(&format!("{line}\n"));
+        }
+    }
+
+    /// A mistake in the usage of `command`, pointing to its help.
+    pub(crate) fn usage(&self, command: &str, message: &str) -> Failure {
+        self.complain(message);
+        self.say(&format!("Try '{} {command} --help' for more info\n", self.program));
+        Failure::Silent(Exit::ERROR)
+    }
+
+    /// Opens an image, says what is to be said about it, and with `-v` shows its chain.
+    pub(crate) fn open(&self, spec: &Spec, options: &OpenOptions) -> block::Result<Arc<Layer>> {
+        self.warn_about(spec);
+        let layer = image::open(spec, options)?;
+        self.announce(&layer, options.writable);
+        Ok(layer)
+    }
+
+    /// What is to be said about the way an image was named.
+    pub(crate) fn warn_about(&self, spec: &Spec) {
+        for warning in spec.warnings() {
+            self.warn(warning);
+        }
+    }
+
+    /// What is to be said about an image that has been opened.
+    pub(crate) fn announce(&self, layer: &Layer, writable: bool) {
+        for warning in &layer.warnings {
+            self.warn(warning);
+        }
+        if let Some(warning) = layer.probed_raw_warning().filter(|_| writable) {
+            self.say(&format!("{warning}\n"));
+        }
+        if self.global.verbose {
+            self.say(&chain(layer));
+        }
+    }
+
+    /// With `--untrusted`, gives up everything that is not needed any more once all files are open: only in
+    /// `directories` may files still be made, renamed and removed. To be called before threads are started.
+    pub(crate) fn confine(&self, directories: &[PathBuf]) {
+        if self.global.untrusted {
+            let applied = sandbox::enter(directories);
+            self.tell(&format!("sandbox: {applied}"));
+        }
+    }
+
+    /// Shows a failure and finds the exit code.
+    fn end(&self, failure: Failure) -> Exit {
+        match failure {
+            Failure::Error { exit, error } => {
+                self.say(&hint::render(&error, self.program, self.output.colour));
+                exit
+            }
+            Failure::Silent(exit) => exit,
+            Failure::BrokenPipe => Exit::OK,
+        }
+    }
+}
+
+/// The chain of an image, a line a layer.
+fn chain(layer: &Layer) -> String {
+    layer
+        .chain()
+        .enumerate()
+        .map(|(depth, layer)| {
+            let indent = "  ".repeat(depth.min(16));
+            let data = layer.data_file.as_ref().map(|file| format!(", data in {}", file.path().display()));
+            format!("{indent}{} ({}{})\n", layer.filename, layer.format, data.unwrap_or_default())
+        })
+        .collect()
+}
+
+/// The directory that a file lies in, for [`App::confine`].
+pub(crate) fn directory_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Runs the program.
+pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let mut app = App::new(program_name(args.first()));
+    let exit = match cli::parse(args, app.program) {
+        Ok(cli) => {
+            app.global = cli.global.clone();
+            run(&cli, &app).unwrap_or_else(|failure| app.end(failure))
+        }
+        Err(refused) => answer(refused, &app).unwrap_or_else(|failure| app.end(failure)),
+    };
+    exit.into()
+}
+
+/// Under the name qemu-img we are qemu-img, under any other we are vimg.
+fn program_name(arg0: Option<&OsString>) -> &'static str {
+    let name = arg0.and_then(|path| Path::new(path).file_name());
+    if name.is_some_and(|name| name == "qemu-img") { "qemu-img" } else { "vimg" }
+}
+
+/// The version of qemu-img whose behaviour is followed.
+const QEMU_VERSION: &str = "10.0.2";
+
+fn answer(refused: Refused, app: &App) -> Outcome {
+    match refused {
+        Refused::Text(text) => app.print(&text).map(|()| Exit::OK),
+        Refused::Version => app.print(&version(app)).map(|()| Exit::OK),
+        Refused::Wrong { message, getopt, hint, command } => {
+            match command.as_ref().filter(|_| getopt) {
+                Some(command) => app.say(&format!("{} {command}: {message}\n", app.program)),
+                None => app.complain(&message),
+            }
+            if let Some(hint) = hint.filter(|_| !app.as_qemu_img()) {
+                app.say(&hint::line(&hint, app.output.colour));
+            }
+            if message.starts_with("At most one filename") {
+                return Ok(Exit::ERROR);
+            }
+            let help = command.as_ref().map_or_else(|| "--help".to_owned(), |name| format!("{name} --help"));
+            app.say(&format!("Try '{} {help}' for more info\n", app.program));
+            let compare = command.as_deref() == Some("compare") && !app.as_qemu_img();
+            Ok(if compare { Exit(2) } else { Exit::ERROR })
+        }
+    }
+}
+
+fn version(app: &App) -> String {
+    let own = concat!("vimg ", env!("CARGO_PKG_VERSION"));
+    if app.as_qemu_img() { format!("qemu-img version {QEMU_VERSION} ({own})\n") } else { format!("{own}\n") }
+}
+
+/// Makes a write past the file size limit an error (EFBIG) instead of a deadly signal, for verbs that write.
+fn survive_file_size_limit(command: &Command) {
+    if !matches!(command, Command::Info(_) | Command::Map(_) | Command::Compare(_) | Command::Measure(_)) {
+        let caught = Arc::new(AtomicBool::new(false));
+        // If it cannot be set the limit still ends the program, only less politely.
+        let _ = signal_hook::flag::register(nix::libc::SIGXFSZ, caught);
+    }
+}
+
+fn run(cli: &Cli, app: &App) -> Outcome {
+    survive_file_size_limit(&cli.command);
+    match &cli.command {
+        Command::Check(args) => cmd::check::run(args, app),
+        Command::Compare(args) => cmd::compare::run(args, app),
+        Command::Convert(args) => cmd::convert::run(args, app),
+        Command::Create(args) => cmd::create::run(args, app),
+        Command::Info(args) => cmd::info::run(args, app),
+        Command::Map(args) => cmd::map::run(args, app),
+        Command::Measure(args) => cmd::measure::run(args, app),
+        Command::Resize(args) => cmd::resize::run(args, app),
+        Command::Completions(args) => cmd::completions::run(args, app),
+        Command::Man(args) => cmd::man::run(args, app),
+    }
+}

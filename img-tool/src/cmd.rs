@@ -1,0 +1,12 @@
+//! The verbs, one file each: its options (`Args`) and what it does (`run`).
+
+pub(crate) mod check;
+pub(crate) mod compare;
+pub(crate) mod completions;
+pub(crate) mod convert;
+pub(crate) mod create;
+pub(crate) mod info;
+pub(crate) mod man;
+pub(crate) mod map;
+pub(crate) mod measure;
+pub(crate) mod resize;

@@ -1,0 +1,16 @@
+//! `vimg`: create, inspect, convert, check and compare virtual disk images.
+
+mod app;
+mod cli;
+mod cmd;
+mod exit;
+mod hint;
+mod output;
+mod progress;
+mod sandbox;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    app::main(std::env::args_os())
+}
