@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::features::{autoclear, compatible, incompatible};
 use crate::geometry::Geometry;
 use crate::header::{COMPRESSION_ZSTD, Header};
-use crate::l2::{COPIED, Entry, L1_RESERVED, OFFSET_MASK};
+use crate::l2::{COPIED, Entry, L1_RESERVED, OFFSET_MASK, RawEntry};
 use crate::metadata::{Kind, MetadataMap};
 use crate::refcount::Refcounts;
 use crate::snapshot::{self, Snapshot};
@@ -445,6 +445,13 @@ impl Qcow2 {
             && self.geometry.in_cluster(guest + run.len) == 0
         {
             let at = guest + run.len;
+            // Most entries of a nearly empty disk are nothing at all: no need to take them apart.
+            let nothing = slice.entry(index, self.geometry.extended_l2) == RawEntry::default();
+            if nothing && matches!(run.mapped, Mapped::Absent) {
+                run.len += self.geometry.cluster_size();
+                index += 1;
+                continue;
+            }
             let next = self.map_entry(self.decode(&slice, index, at)?, at);
             if !run.mapped.continues(next.mapped, run.len) {
                 break;
