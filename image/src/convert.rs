@@ -190,7 +190,7 @@ impl ConvertRequest {
 ///
 /// # Errors
 /// In qemu's words; `Cancelled` if `progress` asked for it. A target that was created is gone then, except that
-/// a file that had been there before is left as far as it was written.
+/// a file that had been there before is empty.
 pub fn convert(request: &ConvertRequest, progress: &dyn Progress) -> Result<ConvertReport> {
     let source = Source::new(request.sources.iter().map(|source| source.device()))?;
     match &request.target {
@@ -412,11 +412,12 @@ fn shared_from(sources: &[Arc<Layer>], backing: &Layer) -> Option<u32> {
     u32::try_from(position + 1).ok()
 }
 
-/// Says what is left of a target that was overwritten.
+/// Empties a target that was overwritten in part, and says what is left of it.
 fn incomplete(error: Error, placement: &Placement, name: &str) -> Error {
     match placement.overwrites() {
         true if error.kind() != ErrorKind::Usage => {
-            error.hint(format!("'{name}' was overwritten and is incomplete"))
+            let rest = if placement.void() { "is empty now" } else { "is incomplete" };
+            error.hint(format!("'{name}' was overwritten and {rest}"))
         }
         _ => error,
     }

@@ -50,15 +50,24 @@ impl Policy {
         if !self.untrusted || self.allows(path) {
             return Ok(());
         }
+        // The file that would be opened in the end, so that nobody allows a link without seeing where it leads.
+        let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let leads = match path.symlink_metadata() {
+            Ok(metadata) if metadata.is_symlink() => format!(" (a link to '{}')", real.display()),
+            _ => String::new(),
+        };
         Err(Error::new(
             ErrorKind::Denied,
             format!(
-                "the image names a {} '{}', and names inside untrusted images are not followed",
+                "the image names a {} '{}'{leads}, and names inside untrusted images are not followed",
                 role.noun(),
                 path.display()
             ),
         )
-        .hint(format!("if you trust that file, add --allow {}", shell_word(path))))
+        .hint(format!(
+            "if you trust that file, add --allow {}",
+            shell_word(if leads.is_empty() { path } else { &real })
+        )))
     }
 
     /// Decides whether a `json:` or protocol name found inside an image may be opened.

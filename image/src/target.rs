@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use block::{Error, ErrorKind, Result, ResultExt as _};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, statfs};
 
 /// Longest file name in bytes (Linux `NAME_MAX`).
@@ -28,6 +28,8 @@ pub struct Placement {
     path: PathBuf,
     /// Where it is written meanwhile.
     partial: Option<PathBuf>,
+    /// Keeps others from writing under the temporary name.
+    _lock: Option<fs::File>,
     /// Further files that were made for the image.
     others: Vec<PathBuf>,
     existed: Option<fs::Metadata>,
@@ -40,14 +42,19 @@ impl Placement {
     /// # Errors
     /// The directory does not exist or cannot be written.
     pub fn new(path: &Path) -> Result<Self> {
-        let path = follow_links(path)?;
+        // What is not a file (a device, a pipe behind /dev/stdout) is taken as it is.
+        let special = fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
+        let path = if special { path.to_owned() } else { follow_links(path)? };
         let existed = match fs::metadata(&path) {
             Ok(metadata) => Some(metadata),
             Err(error) if error.kind() == IoErrorKind::NotFound => None,
             Err(error) => return Err(error.into()),
         };
-        let partial = if existed.is_none() { Some(take_partial_name(&path)?) } else { None };
-        Ok(Self { path, partial, others: vec![], existed })
+        let (partial, lock) = match existed {
+            None => take_partial_name(&path).map(|(partial, lock)| (Some(partial), Some(lock)))?,
+            Some(_) => (None, None),
+        };
+        Ok(Self { path, partial, _lock: lock, others: vec![], existed })
     }
 
     /// The name that the image is to have.
@@ -87,6 +94,13 @@ impl Placement {
     pub fn directory(&self) -> Option<&Path> {
         let lies_in_directory = self.existed.as_ref().is_none_or(fs::Metadata::is_file);
         lies_in_directory.then(|| parent(&self.path))
+    }
+
+    /// Empties a file that was overwritten in part, so that nobody takes what is left for an image. Returns whether
+    /// that was done.
+    pub fn void(&self) -> bool {
+        self.existed.as_ref().is_some_and(fs::Metadata::is_file)
+            && fs::OpenOptions::new().write(true).open(&self.path).and_then(|file| file.set_len(0)).is_ok()
     }
 
     /// A file that has been made for the image: removed with it.
@@ -168,29 +182,55 @@ fn beside(path: &Path, name: &str) -> PathBuf {
     }
 }
 
-/// Creates an empty file with a hidden name of its own beside `path`.
-fn take_partial_name(path: &Path) -> Result<PathBuf> {
+/// How often a temporary name that somebody else is just giving up is tried again.
+const ATTEMPTS: u32 = 100;
+
+/// Takes the temporary name of `path`: creates it, or takes over what a killed convert has left there.
+fn take_partial_name(path: &Path) -> Result<(PathBuf, fs::File)> {
     let name = path.file_name().ok_or(Errno::ENOENT)?;
-    let mut attempt = 0;
-    loop {
-        let partial = beside(path, &partial_name(&name.to_string_lossy(), attempt));
-        let created = fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&partial);
-        match created {
-            Ok(_) => return Ok(partial),
-            Err(error) if error.kind() == IoErrorKind::AlreadyExists && attempt < 1000 => attempt += 1,
-            Err(error) => {
-                return Err(Error::from(error)).context(|| format!("Could not create '{}'", path.display()));
-            }
+    let partial = beside(path, &partial_name(&name.to_string_lossy()));
+    for _ in 0..ATTEMPTS {
+        // Not through a link that somebody has put there.
+        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let opened = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .custom_flags(flags.bits())
+            .mode(0o644)
+            .open(&partial);
+        let file =
+            opened.map_err(Error::from).context(|| format!("Could not create '{}'", path.display()))?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() || metadata.nlink() > 1 || metadata.uid() != nix::unistd::geteuid().as_raw() {
+            let message = format!("'{}' is in the way and is not ours", partial.display());
+            return Err(
+                Error::new(ErrorKind::Permission, message).hint("Remove it, or choose another directory.")
+            );
+        }
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Err(in_use(path)),
+            // A file system without locks: go on without one.
+            Err(fs::TryLockError::Error(_)) => return Ok((partial, file)),
+        }
+        // Whoever held the lock before may have given the file its final name, or removed it.
+        if fs::symlink_metadata(&partial).is_ok_and(|now| identity(&now) == identity(&metadata)) {
+            return Ok((partial, file));
         }
     }
+    Err(in_use(path))
 }
 
-/// `.NAME.vimg-partial-PID`, or with a number if that is taken; NAME shortened where the whole would be too long.
-fn partial_name(name: &str, attempt: u32) -> String {
-    let mut suffix = format!(".vimg-partial-{}", std::process::id());
-    if attempt > 0 {
-        suffix.push_str(&format!("-{attempt}"));
-    }
+fn in_use(path: &Path) -> Error {
+    let message = format!("Could not create '{}': another process is writing it", path.display());
+    Error::new(ErrorKind::Locked, message)
+}
+
+/// `.NAME.vimg-partial`; NAME shortened where the whole would be too long.
+fn partial_name(name: &str) -> String {
+    let suffix = ".vimg-partial";
     let room = NAME_MAX - 1 - suffix.len();
     let cut = (0..=room.min(name.len())).rev().find(|&at| name.is_char_boundary(at)).unwrap_or(0);
     format!(".{}{suffix}", &name[..cut])
@@ -262,7 +302,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let placement = Placement::new(&dir.path().join("disk")).unwrap();
         let partial = placement.partial().unwrap().to_owned();
-        let name = format!(".disk.vimg-partial-{}", std::process::id());
+        let name = ".disk.vimg-partial".to_owned();
         assert_eq!(partial.file_name().unwrap().to_str().unwrap(), name);
         fs::write(&partial, b"all of it").unwrap();
         assert_eq!(names(dir.path()), [name]);
@@ -321,17 +361,46 @@ mod tests {
     }
 
     #[test]
-    fn two_converts_to_one_name_do_not_share_a_temporary_file() {
+    fn the_second_convert_to_a_name_is_refused_until_the_first_is_done() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
-        let (first, second) = (Placement::new(&path).unwrap(), Placement::new(&path).unwrap());
-        assert_ne!(first.partial(), second.partial());
+        let first = Placement::new(&path).unwrap();
+        assert_eq!(Placement::new(&path).unwrap_err().kind(), ErrorKind::Locked);
+        drop(first);
+        drop(Placement::new(&path).unwrap());
+        assert!(names(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn what_a_killed_convert_has_left_is_taken_over_but_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, partial) = (dir.path().join("disk"), dir.path().join(".disk.vimg-partial"));
+        fs::write(&partial, b"left").unwrap();
+        drop(Placement::new(&path).unwrap());
+        assert!(names(dir.path()).is_empty());
+        fs::write(dir.path().join("precious"), b"mine").unwrap();
+        std::os::unix::fs::symlink("precious", &partial).unwrap();
+        Placement::new(&path).unwrap_err();
+        fs::remove_file(&partial).unwrap();
+        fs::hard_link(dir.path().join("precious"), &partial).unwrap();
+        Placement::new(&path).unwrap_err();
+        assert_eq!(fs::read(dir.path().join("precious")).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn what_was_overwritten_in_part_can_be_emptied_and_only_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        assert!(!Placement::new(&path).unwrap().void());
+        fs::write(&path, b"half").unwrap();
+        assert!(Placement::new(&path).unwrap().void());
+        assert_eq!(fs::read(&path).unwrap(), b"");
     }
 
     #[test]
     fn long_names_are_shortened_between_characters() {
         for name in ["x".repeat(255), "ä".repeat(127), "日".repeat(85)] {
-            let partial = partial_name(&name, 3);
+            let partial = partial_name(&name);
             assert!(partial.len() <= NAME_MAX && partial.len() > NAME_MAX - 4);
             let dir = tempfile::tempdir().unwrap();
             Placement::new(&dir.path().join(&name)).unwrap().complete(false).unwrap();

@@ -154,6 +154,9 @@ pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let exit = match cli::parse(args, app.program) {
         Ok(cli) => {
             app.global = cli.global.clone();
+            if !app.global.allow.is_empty() && !app.global.untrusted {
+                app.warn("--allow has no effect without --untrusted");
+            }
             run(&cli, &app).unwrap_or_else(|failure| app.end(failure))
         }
         Err(refused) => answer(refused, &app).unwrap_or_else(|failure| app.end(failure)),

@@ -169,9 +169,16 @@ pub(crate) fn target_format(name: &str) -> Outcome<Format> {
     })
 }
 
+/// Formats of qemu-img that are not here (yet): whoever names one means it.
+const FOREIGN_FORMATS: [&str; 12] =
+    ["qcow", "vmdk", "vdi", "vhdx", "vpc", "luks", "qed", "parallels", "bochs", "cloop", "dmg", "nbd"];
+
 /// Which formats there are, and which one was probably meant.
 fn known_formats(error: block::Error, name: &str) -> block::Error {
     let error = error.hint(format!("this version of vimg knows {}", format_names()));
+    if FOREIGN_FORMATS.contains(&name) {
+        return error;
+    }
     image::suggest::did_you_mean(error, name, Format::ALL.iter().map(|format| format.name()))
 }
 
@@ -331,7 +338,11 @@ fn too_much(command: Option<&str>, argument: &str) -> String {
 }
 
 fn suggestion(error: &clap::Error, program: &str) -> Option<String> {
-    let command = text(error, ContextKind::SuggestedSubcommand).map(|name| format!("{program} {name}"));
+    let wrong = text(error, ContextKind::InvalidSubcommand).filter(|name| !LATER.contains(&name.as_str()));
+    let commands = Cli::command();
+    let names = commands.get_subcommands().map(clap::Command::get_name);
+    let command =
+        wrong.and_then(|name| image::suggest::nearest(&name, names).map(|near| format!("{program} {near}")));
     let meant = command.or_else(|| text(error, ContextKind::SuggestedArg))?;
     Some(format!("did you mean '{meant}'?"))
 }

@@ -7,13 +7,13 @@
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use image::progress::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 
 use crate::app::App;
 use crate::exit::{Exit, Failure, Outcome};
@@ -62,14 +62,25 @@ impl ProgressArgs {
     }
 }
 
+/// What has been shown last.
+#[derive(Debug, Default)]
+struct Shown {
+    /// Hundredths of a percent, plus 1; for JSON, milliseconds plus 1. 0: nothing yet.
+    figure: u64,
+    /// The most bytes that were said to be done.
+    done: u64,
+    /// The end has been shown.
+    ended: bool,
+}
+
 /// Listens to an operation of the library and shows what it says.
 pub(crate) struct Reporter<'a> {
     app: &'a App,
     form: Form,
     bar: Option<ProgressBar>,
     started: Instant,
-    /// The figure shown last: hundredths of a percent, plus 1; for JSON, milliseconds plus 1. 0: none yet.
-    shown: AtomicU64,
+    /// Locked while a figure is written, so that figures from several threads come out in order.
+    shown: Mutex<Shown>,
     signal: Arc<AtomicUsize>,
     asked: Arc<AtomicBool>,
     /// Where files may still be made, renamed and removed once the operation has started.
@@ -81,7 +92,7 @@ impl<'a> Reporter<'a> {
     pub(crate) fn new(args: &ProgressArgs, quiet: bool, app: &'a App) -> Outcome<Self> {
         let form = args.form(quiet, app)?;
         let (signal, asked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-        for number in [SIGINT, SIGTERM, SIGHUP] {
+        for number in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
             let value = usize::try_from(number).unwrap_or_default();
             signal_hook::flag::register_usize(number, Arc::clone(&signal), value)
                 .map_err(block::Error::from)?;
@@ -93,7 +104,7 @@ impl<'a> Reporter<'a> {
             form,
             bar,
             started: Instant::now(),
-            shown: AtomicU64::new(0),
+            shown: Mutex::default(),
             signal,
             asked,
             directories: None,
@@ -127,33 +138,31 @@ impl<'a> Reporter<'a> {
         Failure::Error { exit, error }
     }
 
-    /// Whether `figure` is the first, or at least `step` more than what was shown last; then it counts as shown.
-    fn is_due(&self, figure: u64, step: u64) -> bool {
-        let shown = self.shown.load(Ordering::Relaxed);
-        let due = shown == 0 || figure + 1 >= shown.saturating_add(step);
-        due && self.shown.compare_exchange(shown, figure + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    /// Calls `show` with `done` unless that is the past already, or too soon after what was shown last: `figure`
+    /// has to grow by `step`, except at the end.
+    fn in_order(&self, done: u64, total: u64, figure: u64, step: u64, show: impl FnOnce()) {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let ends = done >= total;
+        let due = shown.figure == 0 || ends || figure + 1 >= shown.figure.saturating_add(step);
+        if due && !shown.ended && done >= shown.done {
+            *shown = Shown { figure: figure + 1, done, ended: ends };
+            show();
+        }
     }
 
     fn show_qemu(&self, done: u64, total: u64) {
         let percent = hundredths(done, total);
-        let last = percent == 10_000 && self.shown.load(Ordering::Relaxed) != 10_001;
-        if self.is_due(percent, if last { 0 } else { STEP }) {
-            // If nobody reads any more, the operation is still worth finishing.
-            let _ = self.app.print(&format!("{}\r", line(percent)));
-        }
+        // If nobody reads any more, the operation is still worth finishing.
+        self.in_order(done, total, percent, STEP, || drop(self.app.print(&format!("{}\r", line(percent)))));
     }
 
     fn show_json(&self, done: u64, total: u64) {
         let elapsed = self.started.elapsed();
         let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX - 1);
         let interval = u64::try_from(JSON_INTERVAL.as_millis()).unwrap_or(1);
-        let last = done == total && self.shown.load(Ordering::Relaxed) != u64::MAX;
-        if last {
-            self.shown.store(u64::MAX, Ordering::Relaxed);
-        }
-        if last || self.is_due(millis, interval) {
-            let _ = self.app.print(&format!("{}\n", object(done, total, elapsed)));
-        }
+        self.in_order(done, total, millis, interval, || {
+            drop(self.app.print(&format!("{}\n", object(done, total, elapsed))));
+        });
     }
 
     fn show_bar(&self, done: u64, total: u64) {

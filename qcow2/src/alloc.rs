@@ -53,6 +53,9 @@ pub(crate) struct Meta {
     pub(crate) may_grow_table: bool,
     /// An allocation failed because the refcount table has no entry for this block.
     pub(crate) growth_needed: Option<u64>,
+    /// Writing the header has failed: on disk it may name the old tables or the new ones, or say either size. The
+    /// next flush writes it again before anything else. See [`Qcow2::settle_header`](crate::Qcow2).
+    pub(crate) header_unsure: bool,
 }
 
 impl Meta {
@@ -76,6 +79,7 @@ impl Meta {
             marked_dirty,
             may_grow_table: false,
             growth_needed: None,
+            header_unsure: false,
         }
     }
 
@@ -123,7 +127,11 @@ impl Meta {
     /// Marks `first..end` as used, once each.
     fn take(&mut self, storage: &dyn Storage, first: u64, end: u64) -> Result<Run> {
         for cluster in first..end {
-            self.refcounts.set(storage, cluster, 1)?;
+            if let Err(error) = self.refcounts.set(storage, cluster, 1) {
+                // Nobody will ever give back what has been counted so far.
+                let _ = (first..cluster).try_for_each(|taken| self.refcounts.set(storage, taken, 0));
+                return Err(error);
+            }
         }
         let fresh = first >= self.fresh_from;
         self.fresh_from = self.fresh_from.max(end);
@@ -230,29 +238,47 @@ impl Meta {
             ));
         }
         self.refcounts.grow_table(clusters * per_cluster);
-        let run = self.allocate_contiguous(storage, map, clusters)?;
-        let blocks = self.refcounts.take_dirty_blocks();
-        let write = || -> Result<()> {
-            for (_, offset, bytes) in &blocks {
-                storage.write_at(bytes, *offset)?;
-            }
-            storage.write_at(&self.refcounts.encode_table(), run.offset)?;
-            storage.sync()?;
-            // Specification, "Header": refcount_table_offset (48) and refcount_table_clusters (56), one sector.
-            let mut fields = block::codec::Writer::new();
-            fields.be_u64(run.offset).be_u32(block::num::low_u32(clusters));
-            storage.write_at(&fields.into_bytes(), 48)?;
-            storage.sync()
-        };
-        let result = write();
-        self.refcounts.blocks_written(blocks.iter().map(|(index, _, _)| *index), result.is_ok());
-        result?;
+        let written = self.write_longer_table(storage, map, clusters);
+        let run = written.inspect_err(|_| self.forget_longer_table())?;
         self.refcounts.table_written();
         let old = (self.refcounts.table_offset, u64::from(self.refcounts.table_clusters));
         self.refcounts.table_offset = run.offset;
         self.refcounts.table_clusters = block::num::low_u32(clusters);
+        // Specification, "Header": refcount_table_offset (48) and refcount_table_clusters (56), one sector.
+        let mut fields = block::codec::Writer::new();
+        fields.be_u64(run.offset).be_u32(block::num::low_u32(clusters));
+        if let Err(error) = storage.write_at(&fields.into_bytes(), 48).and_then(|()| storage.sync()) {
+            // Which table the disk names now is not known. Both are complete; the longer one is kept up to date
+            // from here on, and named again before anything relies on that.
+            self.header_unsure = true;
+            self.free_later(old.0, self.geometry.offset_of(old.1));
+            return Err(error);
+        }
         self.release(storage, old.0, old.1)?;
         Ok(())
+    }
+
+    /// Writes the refcount table, as it is in memory, and all blocks to a new place. Durable when this returns.
+    fn write_longer_table(&mut self, storage: &dyn Storage, map: &MetadataMap, clusters: u64) -> Result<Run> {
+        let run = self.allocate_contiguous(storage, map, clusters)?;
+        let blocks = self.refcounts.take_dirty_blocks();
+        let table = self.refcounts.encode_table();
+        let written = blocks
+            .iter()
+            .try_for_each(|(_, offset, bytes)| storage.write_at(bytes, *offset))
+            .and_then(|()| storage.write_at(&table, run.offset))
+            .and_then(|()| storage.sync());
+        self.refcounts.blocks_written(blocks.iter().map(|(index, _, _)| *index), written.is_ok());
+        written.inspect_err(|_| self.undo(storage, run))?;
+        Ok(run)
+    }
+
+    /// The refcount table has not become longer on disk, so it must not stay longer in memory: a flush would write
+    /// entries past its end. Blocks past the end count nothing but the table that failed and themselves.
+    fn forget_longer_table(&mut self) {
+        let len = self.geometry.offset_of(self.refcounts.table_clusters.into()) / 8;
+        self.refcounts.cut_table(len);
+        self.free_hint = self.free_hint.min(len << self.geometry.refcount_block_bits());
     }
 
     /// Lowers the refcounts of `clusters` clusters at `offset` by one, at once. The caller knows that no
@@ -398,5 +424,6 @@ impl Meta {
             && self.dirty_l1.is_empty()
             && self.pending_free.is_empty()
             && self.refcounts.is_clean()
+            && !self.header_unsure
     }
 }

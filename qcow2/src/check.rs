@@ -24,7 +24,7 @@
 //! It does not follow an L1 entry that is not aligned or points past the end of the file, so that it reports
 //! one error there where QEMU reports what it makes of the garbage.
 //!
-//! Time and memory are bounded by the file, not by what its header says: see [`walk`] and [`counts`].
+//! Time and memory are bounded by the file, not by what its header says: see `walk` and `counts`.
 
 mod compare;
 mod copied;

@@ -321,6 +321,11 @@ impl Qcow2 {
         Ok(end <= now)
     }
 
+    /// Whether guest data up to `end` lies inside the file.
+    pub(crate) fn is_inside(&self, end: u64) -> Result<bool> {
+        Self::inside(&self.data_len, &*self.data, end)
+    }
+
     /// The offset of the L2 table for a guest offset, if there is one, validated.
     pub(crate) fn l2_table(&self, guest: u64) -> Result<Option<u64>> {
         let index = self.geometry.l1_index(guest);
@@ -720,9 +725,10 @@ impl BlockDevice for Qcow2 {
     }
 
     fn layer_extent(&self, offset: u64, max_len: u64) -> Result<LayerExtent> {
-        check_range(offset, 1, self.size())?;
+        let size = self.size();
+        check_range(offset, 1, size)?;
         self.check_readable()?;
-        let max = max_len.min(self.size() - offset);
+        let max = max_len.min(size - offset);
         let mapping = self.lookup(offset, max)?;
         Ok(match mapping.mapped {
             Mapped::Absent => LayerExtent::new(Stored::Absent, mapping.len),

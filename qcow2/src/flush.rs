@@ -21,6 +21,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use block::codec::Writer;
 use block::num::to_usize;
 use block::{Result, Storage};
 use parking_lot::MutexGuard;
@@ -33,6 +34,9 @@ use crate::header::Header;
 
 /// Specification, "Header": position of incompatible_features.
 const INCOMPATIBLE_AT: u64 = 72;
+/// Position of size, which crypt_method, l1_size, l1_table_offset, refcount_table_offset and
+/// refcount_table_clusters follow, all in one sector.
+const SIZE_AT: u64 = 24;
 
 /// Copies of the changed tables, as they were at one moment.
 #[derive(Debug)]
@@ -67,29 +71,51 @@ impl Qcow2 {
         self.write_tables(true)?;
         let _flushing = self.flush_lock.lock();
         let mut meta = self.meta.lock();
-        if meta.marked_dirty && meta.is_clean() {
+        let marked = self.header.lock().has(incompatible::DIRTY);
+        if marked && meta.is_clean() {
             self.storage.sync()?;
-            self.change_incompatible(|bits| bits & !incompatible::DIRTY)?;
+            // Not relied on from here on, even if clearing it fails: it may have been cleared all the same.
             meta.marked_dirty = false;
+            self.change_incompatible(|bits| bits & !incompatible::DIRTY)?;
         }
         Ok(())
     }
 
     fn release_reserved(&self) -> Result<()> {
         let mut meta = self.meta.lock();
+        let mut result = Ok(());
         for (_, (offset, _)) in std::mem::take(&mut meta.reserved) {
-            meta.release(&*self.storage, offset, 1)?;
+            result = result.and(meta.release(&*self.storage, offset, 1).map(drop));
         }
-        Ok(())
+        result
     }
 
-    /// Rewrites the incompatible feature bits (one field, so that a crash leaves the old or the new value).
+    /// Rewrites the incompatible feature bits (one field, so that a crash leaves the old or the new value). If that
+    /// fails, a bit counts as set that may be set on disk.
     fn change_incompatible(&self, change: impl FnOnce(u64) -> u64) -> Result<()> {
         let mut header = self.header.lock();
         let bits = change(header.incompatible);
-        self.storage.write_at(&bits.to_be_bytes(), INCOMPATIBLE_AT)?;
+        let written = self.storage.write_at(&bits.to_be_bytes(), INCOMPATIBLE_AT);
+        let written = written.and_then(|()| self.storage.sync());
+        header.incompatible = if written.is_ok() { bits } else { bits | header.incompatible };
+        written
+    }
+
+    /// Writes the header's size and the places of its tables once more if that has failed before. Until then nothing
+    /// may be written to the tables, since the disk may name others.
+    fn settle_header(&self) -> Result<()> {
+        let mut meta = self.meta.lock();
+        if !meta.header_unsure {
+            return Ok(());
+        }
+        let header = self.header.lock();
+        let mut fields = Writer::new();
+        fields.be_u64(header.size).be_u32(header.crypt_method);
+        fields.be_u32(header.l1_size).be_u64(header.l1_table_offset);
+        fields.be_u64(meta.refcounts.table_offset).be_u32(meta.refcounts.table_clusters);
+        self.storage.write_at(&fields.into_bytes(), SIZE_AT)?;
         self.storage.sync()?;
-        header.incompatible = bits;
+        meta.header_unsure = false;
         Ok(())
     }
 
@@ -149,6 +175,7 @@ impl Qcow2 {
 
     /// The same for a caller that holds the flush lock.
     pub(crate) fn write_tables_locked(&self, refcounts: bool) -> Result<()> {
+        self.settle_header()?;
         let mut batch = {
             let mut meta = self.meta.lock();
             if meta.is_clean() {
@@ -229,23 +256,22 @@ impl Qcow2 {
         if freed.is_empty() {
             return Ok(());
         }
-        let mut unused = Vec::new();
-        for (offset, clusters) in &freed {
-            for i in 0..*clusters {
-                let at = offset + self.geometry.offset_of(i);
-                if meta.refcounts.get(&*self.storage, self.geometry.cluster_of(at))? == 1 {
-                    push_run(&mut unused, at, self.geometry.cluster_size());
-                }
-            }
-        }
+        let unused = self.referred_to_once(&mut meta, &freed);
         drop(meta);
-        for (offset, len) in unused {
-            self.storage.discard_range(offset, len)?;
-        }
+        let discarded = unused.and_then(|runs| {
+            runs.into_iter().try_for_each(|(offset, len)| self.storage.discard_range(offset, len))
+        });
         let mut meta = self.meta.lock();
-        for (offset, clusters) in freed {
-            meta.release(&*self.storage, offset, clusters)?;
+        if let Err(error) = discarded {
+            meta.pending_free.extend(freed); // the next flush tries again
+            return Err(error);
         }
+        // What cannot be released stays counted; the rest does not stay with it.
+        let mut released = Ok(());
+        for (offset, clusters) in freed {
+            released = released.and(meta.release(&*self.storage, offset, clusters).map(drop));
+        }
+        released?;
         if !refcounts {
             return Ok(());
         }
@@ -256,6 +282,20 @@ impl Qcow2 {
         let written = blocks.iter().try_for_each(|(_, offset, bytes)| self.storage.write_at(bytes, *offset));
         self.meta.lock().refcounts.blocks_written(blocks.iter().map(|b| b.0), written.is_ok());
         written
+    }
+
+    /// The parts of ranges of clusters that only one reference holds, as (offset, length).
+    fn referred_to_once(&self, meta: &mut Meta, ranges: &[(u64, u64)]) -> Result<Vec<(u64, u64)>> {
+        let mut runs = Vec::new();
+        for (offset, clusters) in ranges {
+            for i in 0..*clusters {
+                let at = offset + self.geometry.offset_of(i);
+                if meta.refcounts.get(&*self.storage, self.geometry.cluster_of(at))? == 1 {
+                    push_run(&mut runs, at, self.geometry.cluster_size());
+                }
+            }
+        }
+        Ok(runs)
     }
 
     /// The header with the fields that live elsewhere while the image is open.

@@ -240,6 +240,15 @@ impl Refcounts {
         self.table.resize(to_usize(len), 0);
     }
 
+    /// Forgets entries from `len` on, and their blocks.
+    pub(crate) fn cut_table(&mut self, len: u64) {
+        self.table.truncate(to_usize(len));
+        self.dirty_entries.retain(|index| *index < len);
+        self.blocks.retain(|index, _| *index < len);
+        self.ring.retain(|index| *index < len);
+        self.dirty_blocks = self.blocks.values().filter(|block| block.dirty).count();
+    }
+
     /// The table as it is on disk.
     pub(crate) fn encode_table(&self) -> Vec<u8> {
         self.table.iter().flat_map(|entry| entry.to_be_bytes()).collect()

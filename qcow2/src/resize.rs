@@ -35,6 +35,7 @@ impl Qcow2 {
             }
             return self.shrink(size);
         }
+        self.check_l1_limit(size)?;
         self.resize_data_file(size)?;
         self.grow(size)?;
         // The rest of the old last cluster: zeros already if the writer was careful.
@@ -61,14 +62,18 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Nothing is changed for a size that no L1 table can map.
+    fn check_l1_limit(&self, size: u64) -> Result<()> {
+        if self.geometry.l1_entries_for(size) * 8 <= MAX_L1_BYTES {
+            return Ok(());
+        }
+        let error = BlockError::new(ErrorKind::NoSpace, "Failed to grow the L1 table: File too large");
+        Err(error
+            .hint("A larger cluster size allows larger disks: convert the image with -o cluster_size=2M."))
+    }
+
     fn grow(&self, size: u64) -> Result<()> {
         let entries = self.geometry.l1_entries_for(size);
-        if entries * 8 > MAX_L1_BYTES {
-            return Err(BlockError::new(ErrorKind::NoSpace, "Failed to grow the L1 table: File too large")
-                .hint(
-                    "A larger cluster size allows larger disks: convert the image with -o cluster_size=2M.",
-                ));
-        }
         let _held = self.stripes.all();
         let _flushing = self.flush_lock.lock();
         self.write_tables_locked(true)?;
@@ -77,7 +82,12 @@ impl Qcow2 {
             true => Some(self.move_l1(entries)?),
             false => None,
         };
-        self.change_size(size, l1_offset.map(|(offset, _)| offset))?;
+        let changed = self.change_size(size, l1_offset.map(|(offset, _)| offset));
+        if let (Err(_), Some((_, (old_offset, old_clusters)))) = (&changed, l1_offset) {
+            // The disk may still name the old table: it goes once a flush has settled that.
+            self.meta.lock().free_later(old_offset, self.geometry.offset_of(old_clusters));
+        }
+        changed?;
         self.size.store(size, Ordering::Release);
         if let Some((_, (old_offset, old_clusters))) = l1_offset
             && old_clusters > 0
@@ -103,10 +113,12 @@ impl Qcow2 {
         table.resize(to_usize(entries), 0);
         let mut bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
         bytes.resize(to_usize(self.geometry.offset_of(clusters)), 0);
-        self.storage.write_at(&bytes, run.offset)?;
         // The refcounts of the new table are on disk before the header names it.
-        self.write_tables_locked(true)?;
-        self.storage.sync()?;
+        self.storage
+            .write_at(&bytes, run.offset)
+            .and_then(|()| self.write_tables_locked(true))
+            .and_then(|()| self.storage.sync())
+            .inspect_err(|_| self.meta.lock().undo(&*self.storage, run))?;
         let old = {
             let header = self.header.lock();
             let bytes = u64::from(header.l1_size) * 8;
@@ -120,19 +132,20 @@ impl Qcow2 {
     /// inside one sector.
     fn change_size(&self, size: u64, l1_offset: Option<u64>) -> Result<()> {
         let mut header = self.header.lock();
-        let l1_size = match l1_offset {
-            Some(_) => low_u32(self.l1.read().len() as u64),
-            None => header.l1_size,
-        };
-        let l1_offset = l1_offset.unwrap_or(header.l1_table_offset);
+        if let Some(offset) = l1_offset {
+            header.l1_size = low_u32(self.l1.read().len() as u64);
+            header.l1_table_offset = offset;
+        }
         let mut fields = Writer::new();
-        fields.be_u64(size).be_u32(header.crypt_method).be_u32(l1_size).be_u64(l1_offset);
-        self.storage.write_at(&fields.into_bytes(), 24)?;
-        self.storage.sync()?;
-        header.size = size;
-        header.l1_size = l1_size;
-        header.l1_table_offset = l1_offset;
-        Ok(())
+        fields.be_u64(size).be_u32(header.crypt_method).be_u32(header.l1_size).be_u64(header.l1_table_offset);
+        let written = self.storage.write_at(&fields.into_bytes(), 24).and_then(|()| self.storage.sync());
+        if written.is_ok() {
+            header.size = size;
+        }
+        drop(header);
+        // A moved L1 table is the one in use now, whatever the disk says; the next flush makes it say so.
+        self.meta.lock().header_unsure |= written.is_err();
+        written
     }
 
     fn shrink(&self, size: u64) -> Result<()> {

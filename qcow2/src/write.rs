@@ -67,6 +67,11 @@ impl Qcow2 {
         self.backing.as_ref().is_some_and(|backing| guest < backing.size())
     }
 
+    /// Bytes from `at` to the end of the disk, which a resize may have moved since the request was checked.
+    fn rest_of_disk(&self, at: u64) -> u64 {
+        self.size().saturating_sub(at)
+    }
+
     /// The entry of the cluster that contains a guest byte.
     fn entry_at(&self, guest: u64) -> Result<Entry> {
         match self.l2_table(guest)? {
@@ -148,8 +153,12 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Guest data must not be written over metadata. (Past the end of the file is no harm to a write.)
+    /// Guest data must not be written over metadata, nor so far past the end of the file that only a lie in a table
+    /// can have led there (space that has been given out need not be in the file yet).
     fn check_place(&self, guest: u64, host: u64, len: u64) -> Result<()> {
+        if !self.external && !self.is_inside(host + len)? && host + len > self.meta.lock().allocation_end() {
+            self.check_data(guest, host, len)?;
+        }
         self.check_data_overlap(guest, host, len).inspect_err(|_| self.mark_corrupt())
     }
 
@@ -175,6 +184,9 @@ impl Qcow2 {
                 if touched & !allocated == 0 {
                     self.write_runs(bytes, guest, &[(host + within, piece)])?;
                 } else {
+                    // The table may be a snapshot's even if the cluster is not (a crash of whoever deleted the snapshot).
+                    let cluster = self.geometry.cluster_of(guest);
+                    self.with_meta(|meta| self.ensure_tables(meta, cluster, cluster))?;
                     self.write_into_host(bytes, guest, host)?;
                     let entry = Entry::Plain {
                         host: Some(host),
@@ -511,7 +523,7 @@ impl Qcow2 {
         if mode.no_fallback {
             return Err(BlockError::unsupported("zeros can only be written byte by byte here"));
         }
-        let len = len.min(self.size() - at);
+        let len = len.min(self.rest_of_disk(at));
         let mut done = 0;
         while done < len {
             let piece = (len - done).min(ZEROS.len() as u64);
@@ -566,7 +578,10 @@ impl Qcow2 {
 
     /// With `data_file_raw` zeros are zeros in the data file.
     fn zero_raw_data(&self, at: u64, len: u64, mode: ZeroMode) -> Result<()> {
-        let len = len.min(self.size() - at);
+        let len = len.min(self.rest_of_disk(at));
+        if len == 0 {
+            return Ok(());
+        }
         let (first, last) = self.clusters(at, len);
         {
             let _held = self.stripes.exclusive(first, last);
@@ -610,7 +625,7 @@ impl Qcow2 {
         let (first, last) = self.clusters(at, len);
         let _held = self.stripes.exclusive(first, last);
         if self.external {
-            self.data.discard_range(at, len.min(self.size() - at))?;
+            self.data.discard_range(at, len.min(self.rest_of_disk(at)))?;
         }
         self.with_meta(|meta| self.ensure_tables(meta, first, last))?;
         let gone = match backed || self.external {
@@ -651,7 +666,11 @@ impl Qcow2 {
                 self.ensure_tables(meta, guest, guest + needed - 1)?;
                 let run = meta.allocate(&*self.storage, map, needed)?;
                 for i in 0..run.clusters {
-                    meta.reserved.insert(guest + i, (run.offset + self.geometry.offset_of(i), run.fresh));
+                    let place = (run.offset + self.geometry.offset_of(i), run.fresh);
+                    // Somebody else may have reserved the same place since it was looked at.
+                    if let Some((other, _)) = meta.reserved.insert(guest + i, place) {
+                        meta.release(&*self.storage, other, 1)?;
+                    }
                 }
                 Ok(run.clusters)
             })?;

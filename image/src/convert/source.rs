@@ -110,7 +110,7 @@ impl Source {
         Some(())
     }
 
-    /// The size of the whole in bytes, a multiple of [`SECTOR`].
+    /// The size of the whole in bytes, a multiple of 512.
     pub fn size(&self) -> u64 {
         self.size
     }

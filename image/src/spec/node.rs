@@ -115,7 +115,10 @@ impl Node {
                 options: Map::new(),
                 writable: false,
             }),
-            None => return Err(Error::usage(format!("Unknown protocol '{scheme}'"))),
+            None => {
+                let error = Error::usage(format!("Unknown protocol '{scheme}'"));
+                return Err(error.hint("a file with a colon in its name is called ./NAME"));
+            }
         }))
     }
 

@@ -280,6 +280,9 @@ impl Args {
 
     fn open_sources(&self, filenames: &[String], app: &App) -> Outcome<Vec<Arc<Layer>>> {
         let cache = cache(&self.source_cache, "Invalid source cache option")?;
+        // What -B names is named on the command line, even where it is an image that names it first.
+        let mut policy = app.policy();
+        policy.allow.extend(self.backing.as_ref().map(Into::into));
         let open = |filename: &String| {
             let source = self.source.source(filename, self.format.as_deref())?;
             let options = OpenOptions {
@@ -287,7 +290,7 @@ impl Args {
                 cache,
                 force_share: self.source.force_share,
                 share: Share::NoWriters,
-                policy: app.policy(),
+                policy: policy.clone(),
                 ..OpenOptions::default()
             };
             Ok(app.open(&source.spec, &options)?)

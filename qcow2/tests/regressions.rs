@@ -1,0 +1,217 @@
+#![expect(clippy::unwrap_used, reason = "a test ends at the first thing that is wrong")]
+//! Bugs that were there once, each with its harm.
+
+use std::sync::Arc;
+
+use block::image::Repair;
+use block::mem::MemStorage;
+use block::testing::{Fault, FaultStorage, Operation};
+use block::{BlockDevice, ErrorKind, Preallocation, Storage, ZeroMode};
+use nix::errno::Errno;
+use qcow2::check::check;
+use qcow2::create::{CreateOptions, create};
+use qcow2::features::incompatible;
+use qcow2::{Header, OpenOptions, Qcow2};
+
+/// An image of small clusters, so that its tables are soon too short, over storage that can fail.
+fn image(options: &CreateOptions) -> (Arc<FaultStorage>, Arc<Qcow2>) {
+    let storage = Arc::new(FaultStorage::new(Arc::new(MemStorage::new())));
+    create(&*storage, options).unwrap();
+    let image = open(&(Arc::clone(&storage) as _));
+    (storage, image)
+}
+
+fn small_clusters(size: u64) -> CreateOptions {
+    CreateOptions { cluster_bits: 9, ..CreateOptions::new(size) }
+}
+
+fn open(storage: &Arc<dyn Storage>) -> Arc<Qcow2> {
+    let options = OpenOptions {
+        writable: true,
+        l2_cache_bytes: Some(0),
+        refcount_cache_bytes: Some(0),
+        ..OpenOptions::default()
+    };
+    Qcow2::open(Arc::clone(storage), Header::read(&**storage).unwrap(), options).unwrap()
+}
+
+/// Reads all of a disk.
+fn contents(image: &Qcow2) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(image.size()).unwrap()];
+    image.read_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+/// What is on disk contradicts itself nowhere, and shows the same bytes. Leaks are allowed or not.
+fn judge(storage: &Arc<FaultStorage>, expected: &[u8], leaks: bool, story: &str) {
+    let storage: Arc<dyn Storage> = Arc::clone(storage) as _;
+    let report = check(&storage, &Header::read(&*storage).unwrap(), None, Repair::None).unwrap();
+    assert_eq!((report.corruptions, report.check_errors), (0, 0), "{story}");
+    assert!(leaks || report.leaks == 0, "{story}: {} leaks", report.leaks);
+    assert!(contents(&open(&storage)) == expected, "{story}: other bytes");
+}
+
+/// The refcount table was made longer in memory before its longer copy was on disk, and stayed so if that
+/// failed: the next flush wrote entries past the end of the old table, into whatever lay there. And when it was
+/// the header's sync that failed, the table that the disk might name was not the one that was kept up to date.
+#[test]
+fn a_refcount_table_that_cannot_move_stays_where_it_is() {
+    // 64-bit counters: a block counts 64 clusters, a table of one cluster 64 blocks, 2 MiB in all.
+    let options = CreateOptions { refcount_order: 6, ..small_clusters(4 << 20) };
+    let almost = 1_900_000;
+    for n in 0.. {
+        let (storage, image) = image(&options);
+        image.write_at(&vec![1; almost], 0).unwrap();
+        image.flush().unwrap();
+        let table = image.header().refcount_table_clusters;
+        let mut model = vec![0; 4 << 20];
+        model[..almost].fill(1);
+        storage.fail(Fault::nth(n, Errno::EIO).on_changes());
+        let mut failed = false;
+        for at in (almost..2_300_000).step_by(50_000) {
+            failed |= image.write_at(&[2; 50_000], at as u64).is_err();
+        }
+        failed |= image.flush().is_err();
+        storage.heal();
+        for at in (almost..2_300_000).step_by(50_000) {
+            image.write_at(&[3; 50_000], at as u64).unwrap();
+            model[at..at + 50_000].fill(3);
+        }
+        image.flush().unwrap();
+        judge(&storage, &model, true, &format!("call {n}, before close"));
+        image.close().unwrap();
+        assert!(image.header().refcount_table_clusters > table);
+        judge(&storage, &model, true, &format!("call {n}"));
+        if !failed {
+            break;
+        }
+    }
+}
+
+/// The L1 table was made longer in memory before the header named its longer copy. When that failed, the next
+/// attempt found the table long enough and changed the size only: an image that nobody could open.
+#[test]
+fn a_resize_that_failed_can_be_tried_again() {
+    for n in 0.. {
+        let (storage, image) = image(&small_clusters(1 << 20));
+        image.write_at(&[1; 100_000], 0).unwrap();
+        image.flush().unwrap();
+        let mut model = vec![0; 1 << 20];
+        model[..100_000].fill(1);
+        storage.fail(Fault::nth(n, Errno::EIO).on_changes());
+        let failed = image.resize(8 << 20, Preallocation::Off).is_err();
+        storage.heal();
+        image.write_at(&[2; 70_000], 300_000).unwrap();
+        model[300_000..370_000].fill(2);
+        image.flush().unwrap();
+        model.resize(usize::try_from(image.size()).unwrap(), 0);
+        judge(&storage, &model, true, &format!("call {n}, after the failure"));
+        image.resize(8 << 20, Preallocation::Off).unwrap();
+        image.write_at(&[3; 70_000], 7 << 20).unwrap();
+        image.close().unwrap();
+        model.resize(8 << 20, 0);
+        model[7 << 20..(7 << 20) + 70_000].fill(3);
+        judge(&storage, &model, true, &format!("call {n}"));
+        if !failed {
+            break;
+        }
+    }
+}
+
+/// A failed discard made the flush forget clusters that nothing referred to any more: leaks for ever.
+#[test]
+fn a_discard_that_fails_leaks_nothing() {
+    let (storage, image) = image(&small_clusters(1 << 20));
+    image.write_at(&[1; 100_000], 0).unwrap();
+    image.flush().unwrap();
+    storage.fail(Fault::nth(0, Errno::EIO).on(&[Operation::Discard]));
+    image.write_zeroes_at(0, 100_000, ZeroMode::UNMAP).unwrap();
+    let _ = image.flush();
+    storage.heal();
+    image.close().unwrap();
+    judge(&storage, &vec![0; 1 << 20], false, "discard");
+}
+
+/// The dirty bit was thought to be set although a failed close had cleared it on disk: what was written then
+/// left refcounts out of date in an image that called itself clean.
+#[test]
+fn a_close_that_failed_does_not_leave_a_false_dirty_bit() {
+    let options = CreateOptions { lazy_refcounts: true, ..small_clusters(1 << 20) };
+    for n in 0.. {
+        let (storage, image) = image(&options);
+        image.write_at(&[1; 5000], 0).unwrap();
+        storage.fail(Fault::nth(n, Errno::EIO).on(&[Operation::Sync]));
+        let failed = image.close().is_err();
+        storage.heal();
+        image.write_at(&[2; 5000], 50_000).unwrap();
+        image.flush().unwrap();
+        assert!(Header::read(&*storage).unwrap().has(incompatible::DIRTY), "sync {n}");
+        image.close().unwrap();
+        assert!(!Header::read(&*storage).unwrap().has(incompatible::DIRTY), "sync {n}");
+        if !failed {
+            break;
+        }
+    }
+}
+
+/// A snapshot is deleted by marking clusters as the active table's own, L2 entries first and then L1 entries. A
+/// crash in between leaves a cluster that may be written in a table that may not. Filling further subclusters of
+/// such a cluster changed that table, and the copy made of it for the next write was made from the file, without
+/// the change: lost bytes.
+#[test]
+fn subclusters_are_not_linked_in_a_table_that_is_about_to_be_copied() {
+    let options = CreateOptions { cluster_bits: 14, extended_l2: true, ..CreateOptions::new(1 << 20) };
+    let (storage, first) = image(&options);
+    first.write_at(&[1; 512], 0).unwrap();
+    first.close().unwrap();
+    let l1 = first.header().l1_table_offset;
+    drop(first);
+    let mut entry = [0; 8];
+    storage.read_at(&mut entry, l1).unwrap();
+    entry[0] &= 0x7f;
+    storage.write_at(&entry, l1).unwrap();
+
+    let image = open(&(Arc::clone(&storage) as _));
+    image.write_at(&[2; 512], 4096).unwrap();
+    image.write_at(&[3; 512], 100_000).unwrap();
+    image.close().unwrap();
+    let mut model = vec![0; 1 << 20];
+    model[..512].fill(1);
+    model[4096..4608].fill(2);
+    model[100_000..100_512].fill(3);
+    judge(&storage, &model, false, "subclusters");
+}
+
+/// A request that was on its way when the disk became smaller subtracted its offset from the new size: a panic.
+/// Such a request may fail or do nothing.
+#[test]
+fn requests_may_be_overtaken_by_a_resize() {
+    let (storage, image) = image(&small_clusters(1 << 20));
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let image = &image;
+            scope.spawn(move || {
+                for round in 0..3000u64 {
+                    let at = (round * 7919 + thread * 104_729) % ((1 << 20) - 40_000);
+                    let done = match round % 5 {
+                        0 => image.write_zeroes_at(at, 40_000, ZeroMode::UNMAP),
+                        1 => image.write_zeroes_at(at, 700, ZeroMode::ALLOCATE),
+                        2 => image.discard_at(at, 40_000),
+                        3 => image.layer_extent(at, 40_000).map(|_| ()),
+                        _ => image.write_at(&[7; 700], at),
+                    };
+                    if let Err(error) = done {
+                        assert_eq!(error.kind(), ErrorKind::OutOfRange, "{error}");
+                    }
+                }
+            });
+        }
+        for round in 0..150u64 {
+            image.resize(if round % 2 == 0 { 200_192 } else { 1 << 20 }, Preallocation::Off).unwrap();
+        }
+    });
+    image.close().unwrap();
+    let storage: Arc<dyn Storage> = storage;
+    let report = check(&storage, &Header::read(&*storage).unwrap(), None, Repair::None).unwrap();
+    assert_eq!((report.corruptions, report.check_errors), (0, 0), "{report:?}");
+}
