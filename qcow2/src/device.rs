@@ -597,15 +597,8 @@ impl Qcow2 {
         let (offset, len) = (header.refcount_table_offset, header.refcount_table_clusters);
         let table = Refcounts::read_table(&*self.storage, &self.geometry, offset, len)?;
         let mut counters = Refcounts::new(self.geometry, table, offset, len, REFCOUNT_CACHE);
-        let mut counted = 0;
         // Nothing that takes so long to count is worth it.
-        for cluster in 0..clusters.min(MAX_COUNTED) {
-            counted += u64::from(counters.get(&*self.storage, cluster)? > 0);
-            if counted >= enough {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        Ok(counters.count_used(&*self.storage, clusters.min(MAX_COUNTED), enough)? >= enough)
     }
 
     /// The extent of plain data at `host`, cut where the file changes from data to hole.

@@ -226,6 +226,23 @@ impl Refcounts {
         Ok(None)
     }
 
+    /// Counts clusters below `end` whose counter is not 0, until there are `enough` of them.
+    pub(crate) fn count_used(&mut self, storage: &dyn Storage, end: u64, enough: u64) -> Result<u64> {
+        let bits = self.geometry.refcount_block_bits();
+        let order = self.geometry.refcount_order;
+        let mut used = 0;
+        for index in 0..=(end >> bits) {
+            if used >= enough || !self.load(storage, index)? {
+                continue;
+            }
+            if let Some(block) = self.blocks.get(&index) {
+                let counters = (end - (index << bits)).min(1 << bits);
+                used += (0..counters).filter(|i| read_counter(&block.bytes, *i, order) != 0).count() as u64;
+            }
+        }
+        Ok(used)
+    }
+
     /// Adds an empty block for index `index` at `offset` (its own counter still to be set).
     pub(crate) fn add_block(&mut self, index: u64, offset: u64) {
         self.table[to_usize(index)] = offset;

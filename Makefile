@@ -1,0 +1,82 @@
+# The verbs of the project. `make demo` and `make test` need only cargo, gcc and make; what else they
+# want they install by apt where they can, and say where they cannot (scripts/deps.sh).
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# The program is linked statically (position-independent): of a command that takes a millisecond, the dynamic
+# linker would take a third. RUSTFLAGS with a target named do not reach build scripts and macros, which cannot be.
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+VIMG := $(TARGET)/$(HOST)/release/vimg
+BUILD := RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" $(CARGO) build --release --target $(HOST) -p img-tool
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS := qcow2_open_read qcow2_check qcow2_ops image_spec
+
+.PHONY: all build demo test bench lint fmt fuzz install uninstall clean help
+
+all: build
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
+
+build: ## the vimg binary, optimised
+	$(BUILD)
+
+demo: ## sixty seconds with a real disk image
+	@bash scripts/deps.sh demo
+	$(BUILD)
+	@bash scripts/demo.sh $(VIMG)
+
+test: ## every test there is, the differential ones against qemu-img included
+	@bash scripts/deps.sh test
+	@bash scripts/test.sh
+
+bench: ## vimg and qemu-img side by side (ROWS="name ..." for some of it)
+	@bash scripts/deps.sh bench
+	$(BUILD)
+	@bash scripts/bench.sh $(VIMG) $(ROWS)
+
+lint: ## formatting, clippy without warnings, documentation, licences
+	@bash scripts/deps.sh lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		$(CARGO) deny check bans licenses sources || exit 1; \
+		$(CARGO) deny check advisories || echo "lint: advisories not checked, or there are some: see above"; \
+	else echo "lint: cargo-deny is not installed; licences and advisories not checked"; fi
+
+fmt: ## format everything
+	$(CARGO) fmt --all
+	cd fuzz && $(CARGO) fmt
+
+# (libdeflate includes one of its sources twice, which the address sanitizer takes for a mistake.)
+fuzz: ## each fuzz target for FUZZ_SECONDS (needs cargo-fuzz and a nightly toolchain)
+	for target in $(FUZZ_TARGETS); do \
+		mkdir -p fuzz/corpus/$$target && \
+		ASAN_OPTIONS=detect_odr_violation=0 $(CARGO) +nightly fuzz run $$target fuzz/corpus/$$target tests/corpus/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=10 || exit 1; \
+	done
+
+# The man pages and completions are written by the program itself, from its own option tables.
+install: build ## binary, man pages, completions, below PREFIX (and DESTDIR)
+	install -Dm755 $(VIMG) $(DESTDIR)$(PREFIX)/bin/vimg
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1
+	$(VIMG) man $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
+		$(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	$(VIMG) completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vimg
+	$(VIMG) completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_vimg
+	$(VIMG) completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vimg.fish
+
+uninstall: ## what install has put there
+	rm -f $(DESTDIR)$(PREFIX)/bin/vimg $(DESTDIR)$(PREFIX)/share/man/man1/vimg.1 \
+		$(DESTDIR)$(PREFIX)/share/man/man1/vimg-*.1 \
+		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vimg \
+		$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_vimg \
+		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vimg.fish
+
+clean: ## everything that was built
+	$(CARGO) clean
+	rm -rf fuzz/target fuzz/artifacts fuzz/coverage

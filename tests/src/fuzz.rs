@@ -1,0 +1,280 @@
+//! The bodies of the fuzz targets, as plain functions of bytes. `fuzz/` wraps them for cargo-fuzz, the suite
+//! replays their corpus on stable. A body panics when something is wrong and returns otherwise, whatever
+//! the bytes are.
+
+use std::sync::{Arc, LazyLock};
+
+use block::image::{Image as _, Repair};
+use block::mem::MemStorage;
+use block::{BlockDevice, Error, ErrorKind, HostExtent, Result, Storage, ZeroMode};
+use qcow2::create::CreateOptions;
+use qcow2::{Header, Qcow2};
+
+use crate::forge::Forge;
+use crate::ops::{Model, Op};
+
+/// The largest file that a target may make: what a small image can justify, and not more.
+const MAX_FILE: u64 = 64 << 20;
+/// The most guest bytes that are read at once.
+const MAX_READ: u64 = 1 << 20;
+
+/// Memory that refuses to grow without bounds, as a disk does.
+#[derive(Debug, Default)]
+pub struct Bounded(MemStorage);
+
+impl Bounded {
+    /// One that holds `bytes`.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(MemStorage::from_bytes(bytes))
+    }
+
+    /// A copy of the contents.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.0.to_bytes()
+    }
+
+    fn room(offset: u64, len: u64) -> Result<()> {
+        match offset.checked_add(len) {
+            Some(end) if end <= MAX_FILE => Ok(()),
+            _ => Err(Error::new(ErrorKind::NoSpace, "No space left on device")),
+        }
+    }
+}
+
+impl Storage for Bounded {
+    fn len(&self) -> Result<u64> {
+        self.0.len()
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        Self::room(0, len)?;
+        self.0.set_len(len)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        assert!(buf.len() as u64 <= MAX_FILE, "a read of {} bytes of a small image", buf.len());
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        Self::room(offset, buf.len() as u64)?;
+        self.0.write_at(buf, offset)
+    }
+
+    fn zero_range(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
+        Self::room(offset, len)?;
+        self.0.zero_range(offset, len, mode)
+    }
+
+    fn discard_range(&self, offset: u64, len: u64) -> Result<()> {
+        self.0.discard_range(offset, len)
+    }
+
+    fn allocate_range(&self, offset: u64, len: u64) -> Result<()> {
+        Self::room(offset, len)?;
+        self.0.allocate_range(offset, len)
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.0.sync()
+    }
+
+    fn extent(&self, offset: u64, max_len: u64) -> Result<HostExtent> {
+        self.0.extent(offset, max_len)
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn name(&self) -> String {
+        "fuzz".to_owned()
+    }
+}
+
+/// Opens an image over a bounded storage, with an empty data file if it wants one and no backing file.
+fn open(storage: &Arc<Bounded>, writable: bool) -> Result<Arc<Qcow2>> {
+    let header = Header::read(&**storage)?;
+    let data_file: Option<Arc<dyn Storage>> =
+        if header.has_data_file() { Some(Arc::new(Bounded::default())) } else { None };
+    let options = qcow2::OpenOptions { writable, data_file, ..qcow2::OpenOptions::default() };
+    Qcow2::open(Arc::clone(storage) as Arc<dyn Storage>, header, options)
+}
+
+/// Opens an image, describes it, walks its extents and reads what they point to.
+pub fn qcow2_open_read(bytes: &[u8]) {
+    let storage = Arc::new(Bounded::new(bytes.to_vec()));
+    let Ok(disk) = open(&storage, false) else { return };
+    let _ = disk.info();
+    let mut buf = vec![0; 64 << 10];
+    for extent in block::extent::extents(&*disk, 0, u64::MAX).take(300) {
+        let Ok(extent) = extent else { break };
+        assert!(extent.len > 0 && extent.end() <= disk.size(), "an extent outside the disk: {extent:?}");
+        let len = extent.len.min(buf.len() as u64);
+        let part = &mut buf[..usize::try_from(len).unwrap()];
+        let _ = disk.read_at(part, extent.offset);
+        let _ = disk.read_at(part, extent.end() - len);
+    }
+    let size = disk.size();
+    for step in 0..8 {
+        let offset = size / 8 * step;
+        let len = (size - offset).min(MAX_READ).min(buf.len() as u64);
+        let _ = disk.read_at(&mut buf[..usize::try_from(len).unwrap()], offset);
+    }
+    assert!(storage.to_bytes() == bytes, "reading has changed the image");
+}
+
+/// Checks an image, without and with repair. What has been repaired has to check clean, or be refused.
+pub fn qcow2_check(bytes: &[u8]) {
+    let plain = Arc::new(Bounded::new(bytes.to_vec()));
+    let storage: Arc<dyn Storage> = Arc::clone(&plain) as Arc<dyn Storage>;
+    let Ok(header) = Header::read_for_check(&*storage) else { return };
+    let _ = qcow2::check::check(&storage, &header, None, Repair::None);
+    assert!(plain.to_bytes() == bytes, "checking has changed the image");
+}
+
+/// Random operations, decoded from bytes, on a good image, or on one that has been tampered with.
+///
+/// Byte 0 picks the seed; its top bit asks for tampering, then 12 bytes say where. Every further 8 bytes are
+/// one operation. On a good image the result has to be what the model says, and check clean.
+pub fn qcow2_ops(bytes: &[u8]) {
+    let Some((&pick, mut rest)) = bytes.split_first() else { return };
+    static SEEDS: LazyLock<Vec<(&str, Vec<u8>)>> = LazyLock::new(writable_seeds);
+    let (_, mut image) = SEEDS[usize::from(pick & 0x7f) % SEEDS.len()].clone();
+    let tampered = pick & 0x80 != 0;
+    if tampered {
+        let Some((places, tail)) = rest.split_at_checked(12) else { return };
+        for place in places.chunks_exact(3) {
+            let at = usize::from(u16::from_be_bytes([place[0], place[1]])) % image.len();
+            image[at] ^= place[2];
+        }
+        rest = tail;
+    }
+    let storage = Arc::new(Bounded::new(image));
+    let Ok(disk) = open(&storage, true) else { return };
+    let size = disk.size().min(MAX_READ);
+    let Ok(mut model) = read_all(&*disk, size).map(Model::from_bytes) else { return };
+    for chunk in rest.chunks_exact(8).take(64) {
+        let op = decode(chunk, size);
+        match op.device(&*disk) {
+            Ok(()) => op.model(&mut model),
+            // A good image fails only for lack of space.
+            Err(error) => {
+                assert!(tampered || error.kind() == ErrorKind::NoSpace, "{op:?}: {error}");
+                return;
+            }
+        }
+    }
+    let closed = disk.close();
+    if tampered {
+        return;
+    }
+    closed.expect("closing a good image");
+    model.agree(&read_all(&*disk, size).expect("reading a good image")).expect("wrong data");
+    drop(disk);
+    expect_clean("after the operations", &storage.to_bytes());
+    let disk = open(&storage, false).expect("opening it again");
+    model.agree(&read_all(&*disk, size).expect("reading it again")).expect("wrong data after reopening");
+}
+
+/// File names, option strings and sizes of every form.
+pub fn image_spec(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let _ = image::Spec::from_filename(text);
+    let _ = image::Spec::from_image_opts(text);
+    let _ = block::size::parse(text);
+}
+
+fn read_all(disk: &dyn BlockDevice, size: u64) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(size).unwrap()];
+    disk.read_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// One operation from 8 bytes: kind, 3 bytes of offset, 3 of length, byte.
+fn decode(chunk: &[u8], size: u64) -> Op {
+    let number = |bytes: &[u8]| bytes.iter().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
+    let unit = if chunk[0] & 0x10 == 0 { 512 } else { 1 };
+    let offset = (number(&chunk[1..4]) * unit) % size.max(1);
+    let len = (1 + number(&chunk[4..7]) * unit % 70_000).min(size - offset);
+    match chunk[0] % 6 {
+        0 | 1 => Op::Write { offset, len, byte: chunk[7] },
+        2 => Op::Zero { offset, len, unmap: true },
+        3 => Op::Zero { offset, len, unmap: false },
+        4 => Op::Discard { offset, len },
+        _ => Op::Flush,
+    }
+}
+
+/// Panics unless the image checks clean.
+pub fn expect_clean(name: &str, bytes: &[u8]) {
+    let storage: Arc<dyn Storage> = Arc::new(Bounded::new(bytes.to_vec()));
+    let header = Header::read(&*storage).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let data_file: Option<Arc<dyn Storage>> =
+        if header.has_data_file() { Some(Arc::new(Bounded::default())) } else { None };
+    let report = qcow2::check::check(&storage, &header, data_file.as_ref(), Repair::None)
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert!(report.is_clean(), "{name}: {report:?}");
+}
+
+/// Small good images of many kinds, to start from.
+pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let mut seeds = writable_seeds();
+    let mut compressed = CreateOptions::new(1 << 20);
+    compressed.cluster_bits = 12;
+    seeds.push(("zlib", built(&compressed, pack)));
+    compressed.compression_type = qcow2::header::COMPRESSION_ZSTD;
+    seeds.push(("zstd", built(&compressed, pack)));
+    seeds.push(("forged", Forge::with_clusters(9, 32 << 10).bytes()));
+    let mut backed = CreateOptions::new(1 << 20);
+    backed.cluster_bits = 12;
+    backed.backing_file = Some(b"base.raw".to_vec());
+    backed.backing_format = Some(b"raw".to_vec());
+    seeds.push(("backed", built(&backed, |_| {})));
+    seeds
+}
+
+/// Those of them that can be written without anything else.
+fn writable_seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let with = |change: &dyn Fn(&mut CreateOptions)| {
+        let mut options = CreateOptions::new(256 << 10);
+        change(&mut options);
+        built(&options, fill)
+    };
+    vec![
+        ("512", with(&|o| o.cluster_bits = 9)),
+        ("4k", with(&|o| o.cluster_bits = 12)),
+        ("v2", with(&|o| (o.version, o.cluster_bits) = (2, 10))),
+        ("refcount-1", with(&|o| (o.cluster_bits, o.refcount_order) = (9, 0))),
+        ("refcount-64", with(&|o| (o.cluster_bits, o.refcount_order) = (9, 6))),
+        ("extended", with(&|o| (o.cluster_bits, o.extended_l2) = (14, true))),
+        ("lazy", with(&|o| (o.cluster_bits, o.lazy_refcounts) = (12, true))),
+    ]
+}
+
+fn built(options: &CreateOptions, change: impl Fn(&dyn BlockDevice)) -> Vec<u8> {
+    let storage = Arc::new(Bounded::default());
+    qcow2::create::create(&*storage, options).expect("creating a seed");
+    let disk = open(&storage, true).expect("opening a seed");
+    change(&*disk);
+    disk.close().expect("closing a seed");
+    drop(disk);
+    storage.to_bytes()
+}
+
+/// Some data, some zeros, something at the end.
+fn fill(disk: &dyn BlockDevice) {
+    let cluster = u64::from(disk.limits().preferred);
+    disk.write_at(&[0x11; 3000], 100).expect("filling a seed");
+    disk.write_at(&vec![0x22; usize::try_from(2 * cluster).unwrap()], 4 * cluster).expect("filling a seed");
+    disk.write_zeroes_at(5 * cluster, cluster, ZeroMode::UNMAP).expect("filling a seed");
+    disk.write_at(&[0x33; 512], disk.size() - 512).expect("filling a seed");
+}
+
+/// A few compressed clusters.
+fn pack(disk: &dyn BlockDevice) {
+    let cluster = u64::from(disk.limits().preferred);
+    for (index, byte) in [(0, 1u8), (1, 2), (9, 3)] {
+        Op::Compressed { offset: index * cluster, len: cluster, byte }.device(disk).expect("packing a seed");
+    }
+}

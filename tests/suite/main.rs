@@ -1,0 +1,19 @@
+//! One binary for the whole integration suite: it links once, and `cargo test -p tests NAME` picks from it.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod check;
+mod cli;
+mod compare;
+mod convert;
+mod crash;
+mod create;
+mod devices;
+mod faults;
+mod hostile;
+mod info;
+mod locks;
+mod map;
+mod measure;
+mod random_ops;
+mod replay;
+mod resize;

@@ -1,0 +1,46 @@
+//! The bodies of the fuzz targets on their corpus, so that what fuzzing once found stays found on stable.
+
+use std::path::Path;
+
+use tests::fuzz;
+
+/// Calls `body` with every file of `corpus/NAME`. There has to be at least one.
+fn replay(name: &str, body: impl Fn(&[u8])) {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
+    let mut count = 0;
+    for entry in std::fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display())) {
+        body(&std::fs::read(entry.unwrap().path()).unwrap());
+        count += 1;
+    }
+    assert!(count > 0, "no corpus for {name}");
+}
+
+#[test]
+fn qcow2_open_read() {
+    replay("qcow2_open_read", fuzz::qcow2_open_read);
+    fuzz::seeds().iter().for_each(|(_, bytes)| fuzz::qcow2_open_read(bytes));
+}
+
+#[test]
+fn qcow2_check() {
+    replay("qcow2_check", fuzz::qcow2_check);
+    fuzz::seeds().iter().for_each(|(_, bytes)| fuzz::qcow2_check(bytes));
+}
+
+#[test]
+fn qcow2_ops() {
+    replay("qcow2_ops", fuzz::qcow2_ops);
+}
+
+#[test]
+fn image_spec() {
+    replay("image_spec", fuzz::image_spec);
+}
+
+/// The seeds themselves are good images: a corpus that is refused at the first byte tests nothing.
+#[test]
+fn the_seeds_are_clean() {
+    for (name, bytes) in fuzz::seeds() {
+        fuzz::expect_clean(name, &bytes);
+    }
+}
