@@ -22,6 +22,7 @@
 
 pub mod alloc;
 pub mod bitmap;
+mod bulk;
 pub mod cache;
 pub mod check;
 pub mod codec;
@@ -41,6 +42,7 @@ pub mod resize;
 pub mod snapshot;
 mod stripes;
 mod write;
+mod zero;
 
 pub use device::{OpenOptions, Qcow2};
 pub use error::Error;

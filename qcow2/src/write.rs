@@ -12,15 +12,15 @@ use std::sync::atomic::Ordering;
 
 use block::device::check_range;
 use block::num::{align_down, align_up, low_u32, to_usize};
-use block::{BlockDevice, Compressed, Error as BlockError, Preallocation, Result, Storage, ZeroMode};
+use block::{BlockDevice, Error as BlockError, Result, Storage, ZeroMode};
 
 use crate::alloc::{Meta, Run};
 use crate::cache::Slice;
 use crate::device::{Mapped, Qcow2};
-use crate::l2::{COPIED, Entry, OFFSET_MASK};
+use crate::l2::{COPIED, Entry};
 
 /// Zeros to write from.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+pub(crate) static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// What surrounds the bytes of a write in the clusters that it allocates.
 enum Fill {
@@ -54,7 +54,7 @@ pub(crate) fn write_zeros(storage: &dyn Storage, mut offset: u64, mut len: u64) 
 }
 
 impl Qcow2 {
-    fn check_write(&self, offset: u64, len: u64) -> Result<()> {
+    pub(crate) fn check_write(&self, offset: u64, len: u64) -> Result<()> {
         check_range(offset, len, self.size())?;
         if !self.writable {
             return Err(BlockError::read_only());
@@ -68,12 +68,12 @@ impl Qcow2 {
     }
 
     /// Bytes from `at` to the end of the disk, which a resize may have moved since the request was checked.
-    fn rest_of_disk(&self, at: u64) -> u64 {
+    pub(crate) fn rest_of_disk(&self, at: u64) -> u64 {
         self.size().saturating_sub(at)
     }
 
     /// The entry of the cluster that contains a guest byte.
-    fn entry_at(&self, guest: u64) -> Result<Entry> {
+    pub(crate) fn entry_at(&self, guest: u64) -> Result<Entry> {
         match self.l2_table(guest)? {
             None => Ok(Entry::UNALLOCATED),
             Some(table) => {
@@ -84,7 +84,7 @@ impl Qcow2 {
     }
 
     /// The subclusters of a cluster that `within..within + len` (bytes from its start) touches, as bits.
-    fn touched(&self, within: u64, len: u64) -> u32 {
+    pub(crate) fn touched(&self, within: u64, len: u64) -> u32 {
         let size = self.geometry.subcluster_size();
         let (first, last) = (within / size, (within + len - 1) / size);
         let bits = (u64::MAX >> (63 - (last - first))) << first;
@@ -104,7 +104,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn write_piece(&self, buf: &[u8], guest: u64) -> Result<()> {
+    pub(crate) fn write_piece(&self, buf: &[u8], guest: u64) -> Result<()> {
         let (first, last) = self.clusters(guest, buf.len() as u64);
         {
             let _held = self.stripes.shared(first, last);
@@ -118,7 +118,7 @@ impl Qcow2 {
     }
 
     /// Where the bytes of a range lie, if all of it can be written in place: (host offset, length).
-    fn in_place_runs(&self, guest: u64, len: u64) -> Result<Option<Vec<(u64, u64)>>> {
+    pub(crate) fn in_place_runs(&self, guest: u64, len: u64) -> Result<Option<Vec<(u64, u64)>>> {
         let mut runs: Vec<(u64, u64)> = Vec::new();
         let mut at = guest;
         while at < guest + len {
@@ -267,7 +267,7 @@ impl Qcow2 {
     }
 
     /// Host clusters for guest clusters from `guest` on, and the L2 tables to link them in.
-    fn allocate_data(&self, guest: u64, clusters: u64) -> Result<Run> {
+    pub(crate) fn allocate_data(&self, guest: u64, clusters: u64) -> Result<Run> {
         let first = self.geometry.cluster_of(guest);
         let map = self.map()?;
         self.with_meta(|meta| {
@@ -283,14 +283,14 @@ impl Qcow2 {
     }
 
     /// Gives back clusters that were not linked.
-    fn undo(&self, run: Run) {
+    pub(crate) fn undo(&self, run: Run) {
         if !self.external {
             self.meta.lock().undo(&*self.storage, run);
         }
     }
 
     /// Makes sure that guest clusters `first..=last` have L2 tables of their own.
-    fn ensure_tables(&self, meta: &mut Meta, first: u64, last: u64) -> Result<()> {
+    pub(crate) fn ensure_tables(&self, meta: &mut Meta, first: u64, last: u64) -> Result<()> {
         let bits = self.geometry.l2_bits();
         (first >> bits..=last >> bits).try_for_each(|index| self.ensure_table(meta, index))
     }
@@ -345,7 +345,7 @@ impl Qcow2 {
     }
 
     /// Whether this layer's tables alone say that a range reads as zeros.
-    fn reads_zero(&self, guest: u64, len: u64) -> Result<bool> {
+    pub(crate) fn reads_zero(&self, guest: u64, len: u64) -> Result<bool> {
         let mut at = guest;
         while at < guest + len {
             let mapping = self.lookup(at, guest + len - at)?;
@@ -407,7 +407,7 @@ impl Qcow2 {
 
     /// Replaces the entries of `count` clusters from the one that contains `guest` on. What an old entry
     /// referred to and the new one does not loses its reference with the next flush. The tables exist.
-    fn link(&self, guest: u64, count: u64, entry: impl Fn(u64, Entry) -> Entry) -> Result<()> {
+    pub(crate) fn link(&self, guest: u64, count: u64, entry: impl Fn(u64, Entry) -> Entry) -> Result<()> {
         let first = self.geometry.cluster_of(guest);
         let mut meta = self.meta.lock();
         self.mark_dirty(&mut meta)?;
@@ -455,503 +455,5 @@ impl Qcow2 {
             }
             Entry::Plain { .. } => {}
         }
-    }
-
-    // Zeros and discards.
-
-    /// Makes a range read as zeros.
-    pub(crate) fn write_zeroes(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
-        self.check_write(offset, len)?;
-        let mut at = offset;
-        let end = offset + len;
-        while at < end {
-            at += self.zero_some(at, end, mode)?;
-        }
-        Ok(())
-    }
-
-    /// Where a range that reaches the end of the disk ends for the purpose of whole (sub)clusters.
-    fn effective_end(&self, end: u64, unit: u64) -> u64 {
-        if end == self.size() { align_up(end, unit).unwrap_or(end) } else { end }
-    }
-
-    /// Zeroes the first bytes of `at..end`. Returns how many.
-    fn zero_some(&self, at: u64, end: u64, mode: ZeroMode) -> Result<u64> {
-        let unit = self.geometry.subcluster_size();
-        let whole_end = align_down(self.effective_end(end, unit), unit);
-        if self.l2_table(at)?.is_none() && !self.backed(at) && !self.external_raw {
-            // Nothing is stored in the whole range of this L1 entry.
-            let coverage = self.geometry.l2_coverage();
-            return Ok((coverage - (at & (coverage - 1))).min(end - at));
-        }
-        if !block::num::is_aligned(at, unit) || at >= whole_end {
-            let piece = (align_down(at, unit) + unit).min(end) - at;
-            self.zero_partly(at, piece, mode)?;
-            return Ok(piece);
-        }
-        let len = self.zero_piece_len(at, whole_end - at);
-        self.zero_whole(at, len, mode)?;
-        Ok(len.min(end - at))
-    }
-
-    /// As [`piece_len`](Self::piece_len), within one L1 entry, and not more than one cluster unless whole
-    /// clusters.
-    fn zero_piece_len(&self, at: u64, len: u64) -> u64 {
-        let cluster = self.geometry.cluster_size();
-        let within = self.geometry.in_cluster(at);
-        if within != 0 || len < cluster {
-            return len.min(cluster - within);
-        }
-        let coverage = self.geometry.l2_coverage();
-        let table_rest = coverage - (at & (coverage - 1));
-        align_down(self.piece_len(at, len.min(table_rest)), cluster)
-    }
-
-    /// Zeros in a part of a subcluster: only by writing, unless it reads as zeros anyway.
-    fn zero_partly(&self, at: u64, len: u64, mode: ZeroMode) -> Result<()> {
-        let (first, last) = self.clusters(at, len);
-        {
-            let _held = self.stripes.shared(first, last);
-            if !self.external_raw && self.reads_zero(at, len)? {
-                return Ok(());
-            }
-        }
-        self.zero_by_writing(at, len, mode)
-    }
-
-    fn zero_by_writing(&self, at: u64, len: u64, mode: ZeroMode) -> Result<()> {
-        if mode.no_fallback {
-            return Err(BlockError::unsupported("zeros can only be written byte by byte here"));
-        }
-        let len = len.min(self.rest_of_disk(at));
-        let mut done = 0;
-        while done < len {
-            let piece = (len - done).min(ZEROS.len() as u64);
-            self.write_piece(&ZEROS[..to_usize(piece)], at + done)?;
-            done += piece;
-        }
-        Ok(())
-    }
-
-    /// Zeros in whole subclusters of one cluster, or in whole clusters of one L2 table.
-    fn zero_whole(&self, at: u64, len: u64, mode: ZeroMode) -> Result<()> {
-        self.throttle()?;
-        let (first, last) = self.clusters(at, len);
-        if self.external_raw {
-            return self.zero_raw_data(at, len, mode);
-        }
-        if self.version < 3 && (self.backed(at) || !mode.may_unmap) {
-            return self.zero_partly(at, len, mode);
-        }
-        let held = self.stripes.exclusive(first, last);
-        let mask = self.touched(self.geometry.in_cluster(at), len.min(self.geometry.cluster_size()));
-        if mask != Entry::all_subclusters(&self.geometry)
-            && matches!(self.entry_at(at)?, Entry::Compressed { .. })
-        {
-            drop(held);
-            return self.zero_by_writing(at, len, mode);
-        }
-        self.with_meta(|meta| self.ensure_tables(meta, first, last))?;
-        let start = self.geometry.offset_of(first);
-        self.link(at, last - first + 1, |i, old| {
-            self.zeroed(old, mask, mode, self.backed(start + self.geometry.offset_of(i)))
-        })
-    }
-
-    /// The entry of a cluster of which the subclusters in `mask` become zeros.
-    fn zeroed(&self, old: Entry, mask: u32, mode: ZeroMode, backed: bool) -> Entry {
-        let all = Entry::all_subclusters(&self.geometry);
-        if self.version < 3 {
-            return Entry::UNALLOCATED;
-        }
-        match old {
-            Entry::Compressed { .. } => Entry::Plain { host: None, copied: false, allocated: 0, zero: all },
-            Entry::Plain { host: None, allocated: 0, zero: 0, .. } if !backed => old,
-            Entry::Plain { host, copied, allocated, zero } => {
-                let (allocated, zero) = (allocated & !mask, zero | mask);
-                let keep = self.external || (copied && !mode.may_unmap);
-                let host = host.filter(|_| allocated != 0 || zero != all || keep);
-                Entry::Plain { host, copied: copied && host.is_some(), allocated, zero }
-            }
-        }
-    }
-
-    /// With `data_file_raw` zeros are zeros in the data file.
-    fn zero_raw_data(&self, at: u64, len: u64, mode: ZeroMode) -> Result<()> {
-        let len = len.min(self.rest_of_disk(at));
-        if len == 0 {
-            return Ok(());
-        }
-        let (first, last) = self.clusters(at, len);
-        {
-            let _held = self.stripes.exclusive(first, last);
-            if self.in_place_runs(at, len)?.is_some() {
-                return self.data.zero_range(at, len, mode);
-            }
-        }
-        self.zero_by_writing(at, len, mode)
-    }
-
-    /// Gives back whole clusters of a range.
-    pub(crate) fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        self.check_write(offset, len)?;
-        let cluster = self.geometry.cluster_size();
-        let end = align_down(self.effective_end(offset + len, cluster), cluster);
-        let mut at = align_up(offset, cluster).unwrap_or(end);
-        while at < end {
-            if self.l2_table(at)?.is_none() {
-                let coverage = self.geometry.l2_coverage();
-                at += coverage - (at & (coverage - 1));
-                continue;
-            }
-            let piece = self.zero_piece_len(at, end - at);
-            self.discard_clusters(at, piece)?;
-            at += piece;
-        }
-        Ok(())
-    }
-
-    /// Discards whole clusters of one L2 table. They read as zeros afterwards; where a version 2 image would
-    /// show its backing file instead, nothing is done.
-    fn discard_clusters(&self, at: u64, len: u64) -> Result<()> {
-        if self.external_raw {
-            return self.zero_raw_data(at, len, ZeroMode::UNMAP);
-        }
-        let backed = self.backing.is_some();
-        if self.version < 3 && backed {
-            return Ok(());
-        }
-        self.throttle()?;
-        let (first, last) = self.clusters(at, len);
-        let _held = self.stripes.exclusive(first, last);
-        if self.external {
-            self.data.discard_range(at, len.min(self.rest_of_disk(at)))?;
-        }
-        self.with_meta(|meta| self.ensure_tables(meta, first, last))?;
-        let gone = match backed || self.external {
-            true => Entry::Plain {
-                host: None,
-                copied: false,
-                allocated: 0,
-                zero: Entry::all_subclusters(&self.geometry),
-            },
-            false => Entry::UNALLOCATED,
-        };
-        self.link(at, last - first + 1, |_, old| match old {
-            Entry::Plain { host: None, .. } => old,
-            _ => gone,
-        })
-    }
-
-    // What convert and create ask for.
-
-    /// Sets host clusters aside for the unallocated clusters of a range, in order.
-    pub(crate) fn reserve_range(&self, offset: u64, len: u64) -> Result<()> {
-        if len == 0 || self.external || !self.writable {
-            return Ok(());
-        }
-        check_range(offset, len, self.size())?;
-        self.throttle()?;
-        let (first, last) = self.clusters(offset, len);
-        let _held = self.stripes.shared(first, last);
-        let map = self.map()?;
-        let mut guest = first;
-        while guest <= last {
-            let needed = self.unreserved(guest, last)?;
-            if needed == 0 {
-                guest += 1;
-                continue;
-            }
-            guest += self.with_meta(|meta| {
-                self.ensure_tables(meta, guest, guest + needed - 1)?;
-                let run = meta.allocate(&*self.storage, map, needed)?;
-                for i in 0..run.clusters {
-                    let place = (run.offset + self.geometry.offset_of(i), run.fresh);
-                    // Somebody else may have reserved the same place since it was looked at.
-                    if let Some((other, _)) = meta.reserved.insert(guest + i, place) {
-                        meta.release(&*self.storage, other, 1)?;
-                    }
-                }
-                Ok(run.clusters)
-            })?;
-        }
-        Ok(())
-    }
-
-    /// How many clusters from `guest` on have no host cluster, neither linked nor reserved.
-    fn unreserved(&self, guest: u64, last: u64) -> Result<u64> {
-        let mut count = 0;
-        while guest + count <= last {
-            let cluster = guest + count;
-            let free =
-                matches!(self.entry_at(self.geometry.offset_of(cluster))?, Entry::Plain { host: None, .. });
-            if !free || self.meta.lock().reserved.contains_key(&cluster) {
-                break;
-            }
-            count += 1;
-        }
-        Ok(count)
-    }
-
-    /// Lets new clusters share the blocks of another file.
-    pub(crate) fn clone_range(
-        &self,
-        offset: u64,
-        len: u64,
-        source: &dyn Storage,
-        source_offset: u64,
-    ) -> Result<bool> {
-        self.check_write(offset, len)?;
-        let cluster = self.geometry.cluster_size();
-        if len == 0 || self.geometry.in_cluster(offset) != 0 || !len.is_multiple_of(cluster) {
-            return Ok(false);
-        }
-        let mut done = 0;
-        while done < len {
-            let piece = self.zero_piece_len(offset + done, len - done);
-            if !self.clone_piece(offset + done, piece, source, source_offset + done)? {
-                // What has been cloned holds the bytes that the caller is going to write again.
-                return Ok(false);
-            }
-            done += piece;
-        }
-        Ok(true)
-    }
-
-    /// Clones whole clusters of one L2 table, if none of them has a host cluster yet.
-    fn clone_piece(&self, guest: u64, len: u64, source: &dyn Storage, source_offset: u64) -> Result<bool> {
-        self.throttle()?;
-        let (first, last) = self.clusters(guest, len);
-        let _held = self.stripes.exclusive(first, last);
-        if self.lookup(guest, len)?.len < len
-            || !matches!(self.entry_at(guest)?, Entry::Plain { host: None, .. })
-        {
-            return Ok(false);
-        }
-        let mut cluster = first;
-        while cluster <= last {
-            let at = self.geometry.offset_of(cluster);
-            let run = self.allocate_data(at, last - cluster + 1)?;
-            let run_len = self.geometry.offset_of(run.clusters);
-            match self.data.clone_range(run.offset, source, source_offset + (at - guest), run_len) {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.undo(run);
-                    return Ok(false);
-                }
-                Err(error) => {
-                    self.undo(run);
-                    return Err(error);
-                }
-            }
-            let all = Entry::all_subclusters(&self.geometry);
-            self.link(at, run.clusters, |i, _| {
-                let host = run.offset + self.geometry.offset_of(i);
-                Entry::Plain { host: Some(host), copied: true, allocated: all, zero: 0 }
-            })
-            .inspect_err(|_| self.undo(run))?;
-            cluster += run.clusters;
-        }
-        Ok(true)
-    }
-
-    /// Stores compressed clusters, packed.
-    pub(crate) fn write_packed(&self, clusters: &[Compressed], offset: u64) -> Result<()> {
-        let cluster = self.geometry.cluster_size();
-        if clusters.is_empty() {
-            return Ok(());
-        }
-        if self.geometry.in_cluster(offset) != 0 || self.external {
-            return Err(BlockError::usage("compressed clusters cannot be stored here"));
-        }
-        let len = self.geometry.offset_of(clusters.len() as u64);
-        self.check_write(offset, len.min(self.size().saturating_sub(offset)).max(1))?;
-        if offset + len > self.size().next_multiple_of(cluster) {
-            return Err(BlockError::usage("compressed clusters reach past the end of the disk"));
-        }
-        let packed: Vec<&[u8]> = clusters
-            .iter()
-            .map(|c| match c {
-                Compressed::Packed(bytes) if !bytes.is_empty() => Ok(bytes.as_slice()),
-                _ => Err(BlockError::usage("an incompressible cluster has to be written as it is")),
-            })
-            .collect::<Result<_>>()?;
-        self.throttle()?;
-        let (first, last) = self.clusters(offset, len);
-        let _held = self.stripes.exclusive(first, last);
-        let places = self.allocate_packed(first, &packed)?;
-        let sizes = || places.iter().copied().zip(packed.iter().map(|bytes| bytes.len() as u64));
-        let result = self.write_batches(&packed, &places).and_then(|()| {
-            self.link(offset, clusters.len() as u64, |i, _| {
-                let i = to_usize(i);
-                Entry::Compressed { offset: places[i], len: self.span(places[i], packed[i].len() as u64) }
-            })
-        });
-        result.inspect_err(|_| self.undo_packed(&mut self.meta.lock(), sizes()))
-    }
-
-    /// Bytes from `offset` to the end of the last sector that `len` bytes touch.
-    fn span(&self, offset: u64, len: u64) -> u64 {
-        (offset + len).next_multiple_of(512) - offset
-    }
-
-    fn allocate_packed(&self, first: u64, packed: &[&[u8]]) -> Result<Vec<u64>> {
-        let map = self.map()?;
-        self.with_meta(|meta| {
-            self.ensure_tables(meta, first, first + packed.len() as u64 - 1)?;
-            let mut places = Vec::with_capacity(packed.len());
-            for bytes in packed {
-                match meta.allocate_bytes(&*self.storage, map, bytes.len() as u64) {
-                    Ok(place) => places.push(place),
-                    Err(error) => {
-                        let sizes = packed.iter().map(|bytes| bytes.len() as u64);
-                        self.undo_packed(meta, places.into_iter().zip(sizes));
-                        return Err(error);
-                    }
-                }
-            }
-            Ok(places)
-        })
-    }
-
-    fn undo_packed(&self, meta: &mut Meta, places: impl Iterator<Item = (u64, u64)>) {
-        for (offset, len) in places {
-            let first = self.geometry.cluster_of(offset);
-            let clusters = self.geometry.cluster_of(offset + len - 1) - first + 1;
-            // An error leaves a leak; the caller is reporting the first one already.
-            let _ = meta.release(&*self.storage, self.geometry.offset_of(first), clusters);
-        }
-    }
-
-    /// Writes packed clusters, those that follow each other in one request.
-    fn write_batches(&self, packed: &[&[u8]], places: &[u64]) -> Result<()> {
-        let mut start = 0;
-        while start < packed.len() {
-            let mut end = start + 1;
-            while end < packed.len() && places[end] == places[end - 1] + packed[end - 1].len() as u64 {
-                end += 1;
-            }
-            let parts: Vec<IoSlice<'_>> =
-                packed[start..end].iter().map(|bytes| IoSlice::new(bytes)).collect();
-            self.storage.write_vectored_at(&parts, places[start])?;
-            start = end;
-        }
-        Ok(())
-    }
-
-    /// Gives host clusters to every cluster of a range that has none, so that it is mapped throughout. The new
-    /// clusters read as zeros (they are new in the file).
-    ///
-    /// # Errors
-    /// Out of range, read-only, no space.
-    pub fn preallocate(&self, offset: u64, len: u64, mode: Preallocation) -> Result<()> {
-        if mode == Preallocation::Off || len == 0 {
-            return Ok(());
-        }
-        self.check_write(offset, len)?;
-        let end = align_up(offset + len, self.geometry.cluster_size()).unwrap_or(offset + len);
-        let mut at = align_down(offset, self.geometry.cluster_size());
-        while at < end {
-            let piece = self.zero_piece_len(at, end - at);
-            self.preallocate_piece(at, piece, mode)?;
-            at += piece;
-        }
-        if self.external { self.extend_data_file(offset + len) } else { self.extend_over_allocation() }
-    }
-
-    /// What is preallocated in an external data file must lie inside it.
-    fn extend_data_file(&self, end: u64) -> Result<()> {
-        if !self.data.fixed_len() && self.data.len()? < end {
-            self.data.set_len(end)?;
-        }
-        Ok(())
-    }
-
-    fn preallocate_piece(&self, at: u64, len: u64, mode: Preallocation) -> Result<()> {
-        self.throttle()?;
-        let (first, last) = self.clusters(at, len);
-        let _held = self.stripes.exclusive(first, last);
-        let mut guest = first;
-        while guest <= last {
-            let offset = self.geometry.offset_of(guest);
-            let wanted = self.unallocated_clusters(guest, last)?;
-            if wanted == 0 {
-                guest += 1;
-                continue;
-            }
-            let run = self.allocate_data(offset, wanted)?;
-            let prepared = self.prepare_space(run, mode).and_then(|()| {
-                self.link(offset, run.clusters, |i, old| {
-                    self.preallocated(old, run.offset + self.geometry.offset_of(i))
-                })
-            });
-            prepared.inspect_err(|_| self.undo(run))?;
-            guest += run.clusters;
-        }
-        Ok(())
-    }
-
-    fn unallocated_clusters(&self, guest: u64, last: u64) -> Result<u64> {
-        let mut count = 0;
-        while guest + count <= last
-            && matches!(
-                self.entry_at(self.geometry.offset_of(guest + count))?,
-                Entry::Plain { host: None, .. }
-            )
-        {
-            count += 1;
-        }
-        Ok(count)
-    }
-
-    /// The entry of a cluster that gets space in advance. With extended L2 entries its subclusters stay as they
-    /// are (so a backing file shows through); without, it becomes data, or keeps its zero flag.
-    fn preallocated(&self, old: Entry, host: u64) -> Entry {
-        let (allocated, zero) = match old {
-            Entry::Plain { zero, .. } if self.geometry.extended_l2 || zero != 0 => (0, zero),
-            _ => (1, 0),
-        };
-        Entry::Plain { host: Some(host), copied: true, allocated, zero }
-    }
-
-    /// Takes or fills the space of new clusters.
-    fn prepare_space(&self, run: Run, mode: Preallocation) -> Result<()> {
-        let len = self.geometry.offset_of(run.clusters);
-        match mode {
-            Preallocation::Off => Ok(()),
-            Preallocation::Metadata if run.fresh || self.external => Ok(()),
-            Preallocation::Metadata => self.data.zero_range(run.offset, len, ZeroMode::UNMAP),
-            Preallocation::Falloc if run.fresh || self.external => self.data.allocate_range(run.offset, len),
-            Preallocation::Falloc => self.data.zero_range(run.offset, len, ZeroMode::ALLOCATE),
-            Preallocation::Full => write_zeros(&*self.data, run.offset, len),
-        }
-    }
-
-    /// Sparse clusters at the end of the file must lie inside it.
-    fn extend_over_allocation(&self) -> Result<()> {
-        let _held = self.stripes.all();
-        let end = self.meta.lock().allocation_end();
-        if !self.storage.fixed_len() && self.storage.len()? < end {
-            self.storage.set_len(end)?;
-        }
-        self.grown_to(end);
-        Ok(())
-    }
-
-    /// Makes the first clusters of a range (of one L2 table) refer to nothing, not even zeros: they are about to
-    /// leave the disk. Returns the bytes done.
-    pub(crate) fn unmap_piece(&self, at: u64, len: u64) -> Result<u64> {
-        let piece = self.zero_piece_len(at, len);
-        self.throttle()?;
-        let (first, last) = self.clusters(at, piece);
-        let _held = self.stripes.exclusive(first, last);
-        self.with_meta(|meta| self.ensure_tables(meta, first, last))?;
-        self.link(at, last - first + 1, |_, _| Entry::UNALLOCATED)?;
-        Ok(piece)
-    }
-
-    /// The L2 table that an L1 entry names.
-    pub(crate) fn table_of(entry: u64) -> u64 {
-        entry & OFFSET_MASK
     }
 }
