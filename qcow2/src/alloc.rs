@@ -56,6 +56,9 @@ pub(crate) struct Meta {
     /// Writing the header has failed: on disk it may name the old tables or the new ones, or say either size. The
     /// next flush writes it again before anything else. See [`Qcow2::settle_header`](crate::Qcow2).
     pub(crate) header_unsure: bool,
+    /// Writing the whole header has failed: the disk may hold the old one or the new one. The next flush writes the
+    /// old one again.
+    pub(crate) header_lost: bool,
 }
 
 impl Meta {
@@ -80,6 +83,7 @@ impl Meta {
             may_grow_table: false,
             growth_needed: None,
             header_unsure: false,
+            header_lost: false,
         }
     }
 
@@ -216,6 +220,7 @@ impl Meta {
         self.refcounts.add_block(index, self.geometry.offset_of(first));
         self.refcounts.set(storage, first, 1)?;
         self.fresh_from = self.fresh_from.max(first + 1);
+        map.claim(first, 1);
         Ok(())
     }
 
@@ -240,6 +245,7 @@ impl Meta {
         self.refcounts.grow_table(clusters * per_cluster);
         let written = self.write_longer_table(storage, map, clusters);
         let run = written.inspect_err(|_| self.forget_longer_table())?;
+        map.claim(self.geometry.cluster_of(run.offset), run.clusters);
         self.refcounts.table_written();
         let old = (self.refcounts.table_offset, u64::from(self.refcounts.table_clusters));
         self.refcounts.table_offset = run.offset;
@@ -254,6 +260,7 @@ impl Meta {
             self.free_later(old.0, self.geometry.offset_of(old.1));
             return Err(error);
         }
+        map.disclaim(self.geometry.cluster_of(old.0), old.1);
         self.release(storage, old.0, old.1)?;
         Ok(())
     }
@@ -425,5 +432,6 @@ impl Meta {
             && self.pending_free.is_empty()
             && self.refcounts.is_clean()
             && !self.header_unsure
+            && !self.header_lost
     }
 }

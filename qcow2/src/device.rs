@@ -96,8 +96,8 @@ pub struct Qcow2 {
     pub(crate) compressed_epoch: AtomicU64,
     /// The file is sparse where data should be: data extents may be known zeros.
     sparse: OnceLock<bool>,
-    snapshots: Vec<Snapshot>,
-    bitmaps: Vec<Bitmap>,
+    pub(crate) snapshots: RwLock<Vec<Snapshot>>,
+    pub(crate) bitmaps: RwLock<Vec<Bitmap>>,
     metadata_only: bool,
 }
 
@@ -223,8 +223,8 @@ impl Qcow2 {
             header: Mutex::new(header),
             storage,
             data,
-            snapshots,
-            bitmaps,
+            snapshots: RwLock::new(snapshots),
+            bitmaps: RwLock::new(bitmaps),
             metadata_only: options.metadata_only,
         });
         if image.writable {
@@ -252,13 +252,13 @@ impl Qcow2 {
     }
 
     /// The internal snapshots, in table order.
-    pub fn snapshots(&self) -> &[Snapshot] {
-        &self.snapshots
+    pub fn snapshots(&self) -> Vec<Snapshot> {
+        self.snapshots.read().clone()
     }
 
     /// The persistent dirty bitmaps.
-    pub fn bitmaps(&self) -> &[Bitmap] {
-        &self.bitmaps
+    pub fn bitmaps(&self) -> Vec<Bitmap> {
+        self.bitmaps.read().clone()
     }
 
     /// The container.
@@ -281,9 +281,10 @@ impl Qcow2 {
         let blocks = Refcounts::new(self.geometry, table, 0, 0, 0);
         let cluster = self.geometry.cluster_size();
         let l1 = self.l1.read();
+        let snapshots = self.snapshots.read();
         let snapshot_table_len = match header.nb_snapshots {
             0 => 0,
-            _ => snapshot::encode_table(&self.snapshots, header.size)?.len() as u64,
+            _ => snapshot::encode_table(&snapshots, header.size)?.len() as u64,
         };
         let fixed = [
             (0, cluster, Kind::Header),
@@ -296,8 +297,7 @@ impl Qcow2 {
             (header.snapshots_offset, snapshot_table_len, Kind::SnapshotTable),
         ];
         let bitmaps = header.bitmaps.map(|b| (b.directory_offset, b.directory_size, Kind::BitmapDirectory));
-        let snapshot_l1 =
-            self.snapshots.iter().map(|s| (s.l1_offset, u64::from(s.l1_size) * 8, Kind::SnapshotL1));
+        let snapshot_l1 = snapshots.iter().map(|s| (s.l1_offset, u64::from(s.l1_size) * 8, Kind::SnapshotL1));
         let tables =
             l1.iter().map(|e| e & OFFSET_MASK).filter(|o| *o != 0).map(|o| (o, cluster, Kind::L2Table));
         let ranges = fixed
@@ -782,7 +782,7 @@ impl Image for Qcow2 {
             dirty: Some(header.has(incompatible::DIRTY)),
             backing_file: text(&header.backing_file),
             backing_format: text(&header.backing_format),
-            snapshots: self.snapshots.iter().map(|s| s.info(header.size)).collect(),
+            snapshots: self.snapshots.read().iter().map(|s| s.info(header.size)).collect(),
             specific: self.specific_info(&header),
         })
     }
@@ -818,8 +818,9 @@ impl Qcow2 {
         if header.version >= 3 {
             let lazy = header.compatible & compatible::LAZY_REFCOUNTS != 0;
             keys.push(("lazy-refcounts", Value::Bool(lazy)));
-            if !self.bitmaps.is_empty() {
-                keys.push(("bitmaps", Value::List(self.bitmaps.iter().map(bitmap_value).collect())));
+            let bitmaps = self.bitmaps.read();
+            if !bitmaps.is_empty() {
+                keys.push(("bitmaps", Value::List(bitmaps.iter().map(bitmap_value).collect())));
             }
         }
         keys.push(("refcount-bits", Value::Int(1 << header.refcount_order)));

@@ -103,12 +103,17 @@ impl Qcow2 {
 
     /// Writes the header's size and the places of its tables once more if that has failed before. Until then nothing
     /// may be written to the tables, since the disk may name others.
-    fn settle_header(&self) -> Result<()> {
+    pub(crate) fn settle_header(&self) -> Result<()> {
         let mut meta = self.meta.lock();
-        if !meta.header_unsure {
+        if !meta.header_unsure && !meta.header_lost {
             return Ok(());
         }
         let header = self.header.lock();
+        if meta.header_lost {
+            self.rewrite_header(&header, (meta.refcounts.table_offset, meta.refcounts.table_clusters))?;
+            (meta.header_unsure, meta.header_lost) = (false, false);
+            return Ok(());
+        }
         let mut fields = Writer::new();
         fields.be_u64(header.size).be_u32(header.crypt_method);
         fields.be_u32(header.l1_size).be_u64(header.l1_table_offset);
@@ -267,8 +272,10 @@ impl Qcow2 {
             return Err(error);
         }
         // What cannot be released stays counted; the rest does not stay with it.
+        let map = self.map()?;
         let mut released = Ok(());
         for (offset, clusters) in freed {
+            map.disclaim(self.geometry.cluster_of(offset), clusters);
             released = released.and(meta.release(&*self.storage, offset, clusters).map(drop));
         }
         released?;

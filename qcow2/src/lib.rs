@@ -41,6 +41,7 @@ pub mod refcount;
 pub mod resize;
 pub mod snapshot;
 mod stripes;
+mod tables;
 mod write;
 mod zero;
 

@@ -5,6 +5,10 @@
 //! used, and stays: clusters that held metadata when the image was opened are not given to guest data in
 //! this session even after they have become free.
 
+use std::collections::BTreeSet;
+
+use parking_lot::RwLock;
+
 use crate::geometry::Geometry;
 
 /// What a range of the file is used for.
@@ -43,6 +47,8 @@ pub(crate) struct MetadataMap {
     ranges: Vec<(u64, u64, Kind)>,
     /// Clusters, ascending, that more than one structure claims.
     conflicts: Vec<(u64, u64)>,
+    /// Clusters that have been given to tables since the image was opened.
+    claimed: RwLock<BTreeSet<u64>>,
 }
 
 impl MetadataMap {
@@ -71,7 +77,7 @@ impl MetadataMap {
             }
         }
         merged.shrink_to_fit();
-        Self { ranges: merged, conflicts }
+        Self { ranges: merged, conflicts, claimed: RwLock::default() }
     }
 
     /// The first cluster that more than one structure claims.
@@ -83,6 +89,26 @@ impl MetadataMap {
     pub(crate) fn is_shared(&self, cluster: u64) -> bool {
         let next = self.conflicts.partition_point(|(_, end)| *end <= cluster);
         self.conflicts.get(next).is_some_and(|(first, _)| *first <= cluster)
+    }
+
+    /// Notes that clusters hold metadata from now on.
+    pub(crate) fn claim(&self, first: u64, clusters: u64) {
+        self.claimed.write().extend(first..first + clusters);
+    }
+
+    /// Notes that clusters hold no metadata of this session any more.
+    pub(crate) fn disclaim(&self, first: u64, clusters: u64) {
+        let mut claimed = self.claimed.write();
+        let gone: Vec<u64> = claimed.range(first..first.saturating_add(clusters)).copied().collect();
+        for cluster in gone {
+            claimed.remove(&cluster);
+        }
+    }
+
+    /// Whether one of clusters `first..end` has been given to a table since the image was opened. Only a table that
+    /// contradicts itself (two entries, each with the only reference to one cluster) can lead guest data there.
+    pub(crate) fn is_claimed(&self, first: u64, end: u64) -> bool {
+        self.claimed.read().range(first..end).next().is_some()
     }
 
     /// The first range that clusters `first..end` touch: its last cluster plus one, and its kind.

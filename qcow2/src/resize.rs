@@ -22,10 +22,10 @@ impl Qcow2 {
         if !size.is_multiple_of(512) {
             return Err(BlockError::usage("The new size must be a multiple of 512"));
         }
-        if self.version < 3 && !self.snapshots().is_empty() {
+        if self.version < 3 && !self.snapshots.read().is_empty() {
             return Err(BlockError::unsupported("Can't resize a v2 image which has snapshots"));
         }
-        if !self.bitmaps().is_empty() {
+        if !self.bitmaps.read().is_empty() {
             return Err(BlockError::unsupported("an image with bitmaps cannot be resized by this version"));
         }
         let old = self.size();
@@ -89,36 +89,18 @@ impl Qcow2 {
         }
         changed?;
         self.size.store(size, Ordering::Release);
-        if let Some((_, (old_offset, old_clusters))) = l1_offset
-            && old_clusters > 0
-        {
-            self.meta.lock().release(&*self.storage, old_offset, old_clusters)?;
+        if let Some((_, (old_offset, old_clusters))) = l1_offset {
+            return self.drop_table(old_offset, self.geometry.offset_of(old_clusters));
         }
         self.write_tables_locked(true)
     }
 
     /// Writes a longer L1 table elsewhere. Returns its offset and what the old one took (offset, clusters).
     fn move_l1(&self, entries: u64) -> Result<(u64, (u64, u64))> {
-        let clusters = self.geometry.clusters_for(entries * 8);
-        let map = self.map()?;
-        let run = {
-            let mut meta = self.meta.lock();
-            self.mark_dirty(&mut meta)?;
-            meta.may_grow_table = true;
-            let run = meta.allocate_contiguous(&*self.storage, map, clusters);
-            meta.may_grow_table = false;
-            run?
-        };
         let mut table = self.l1.read().clone();
         table.resize(to_usize(entries), 0);
-        let mut bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
-        bytes.resize(to_usize(self.geometry.offset_of(clusters)), 0);
-        // The refcounts of the new table are on disk before the header names it.
-        self.storage
-            .write_at(&bytes, run.offset)
-            .and_then(|()| self.write_tables_locked(true))
-            .and_then(|()| self.storage.sync())
-            .inspect_err(|_| self.meta.lock().undo(&*self.storage, run))?;
+        let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        let run = self.place_table(&bytes)?;
         let old = {
             let header = self.header.lock();
             let bytes = u64::from(header.l1_size) * 8;

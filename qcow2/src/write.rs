@@ -17,6 +17,7 @@ use block::{BlockDevice, Error as BlockError, Result, Storage, ZeroMode};
 use crate::alloc::{Meta, Run};
 use crate::cache::Slice;
 use crate::device::{Mapped, Qcow2};
+use crate::error::Error;
 use crate::l2::{COPIED, Entry};
 
 /// Zeros to write from.
@@ -159,7 +160,19 @@ impl Qcow2 {
         if !self.external && !self.is_inside(host + len)? && host + len > self.meta.lock().allocation_end() {
             self.check_data(guest, host, len)?;
         }
-        self.check_data_overlap(guest, host, len).inspect_err(|_| self.mark_corrupt())
+        self.check_data_overlap(guest, host, len)
+            .and_then(|()| self.check_claimed(guest, host, len))
+            .inspect_err(|_| self.mark_corrupt())
+    }
+
+    /// Tables that lie about who else refers to a cluster can free it while an entry still names it; if a table is
+    /// put there, guest data must not follow.
+    fn check_claimed(&self, guest: u64, host: u64, len: u64) -> Result<()> {
+        let (first, end) = (self.geometry.cluster_of(host), self.geometry.clusters_for(host + len));
+        if self.external || !self.map()?.is_claimed(first, end) {
+            return Ok(());
+        }
+        Err(Error::DataOnMetadata { guest, offset: host, what: "new table" }.into())
     }
 
     /// Writes a range whose clusters are held exclusively.
@@ -312,6 +325,7 @@ impl Qcow2 {
         }
         // The cluster may have held another table before.
         self.slices.forget_table(run.offset, cluster);
+        self.map()?.claim(self.geometry.cluster_of(run.offset), 1);
         if let Some(entry) = self.l1.write().get_mut(to_usize(index)) {
             *entry = run.offset | COPIED;
         }
