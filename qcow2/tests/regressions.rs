@@ -215,3 +215,70 @@ fn requests_may_be_overtaken_by_a_resize() {
     let report = check(&storage, &Header::read(&*storage).unwrap(), None, Repair::None).unwrap();
     assert_eq!((report.corruptions, report.check_errors), (0, 0), "{report:?}");
 }
+
+/// Two entries that each claim to have the only reference to one cluster: when the first lets go of it, it is free;
+/// a table put there was then overwritten with guest data through the second.
+#[test]
+fn a_cluster_that_two_entries_claim_never_lets_data_onto_a_table() {
+    let options = small_clusters(1 << 20);
+    let (storage, first) = image(&options);
+    first.write_at(&[1; 1024], 0).unwrap();
+    first.close().unwrap();
+    drop(first);
+    // L2 entry 1 names the cluster of entry 0.
+    let header = Header::read(&*storage).unwrap();
+    let mut entry = [0; 8];
+    storage.read_at(&mut entry, header.l1_table_offset).unwrap();
+    let table = u64::from_be_bytes(entry) & 0x00ff_ffff_ffff_fe00;
+    storage.read_at(&mut entry, table).unwrap();
+    storage.write_at(&entry, table + 8).unwrap();
+    let shared = u64::from_be_bytes(entry) & 0x00ff_ffff_ffff_fe00;
+
+    let image = open(&(Arc::clone(&storage) as _));
+    image.discard_at(0, 512).unwrap();
+    image.flush().unwrap();
+    // Every L2 table covers 32 KiB: the first new one takes the first free cluster.
+    image.write_at(&[2; 512], 40 << 10).unwrap();
+    image.flush().unwrap();
+    storage.read_at(&mut entry, header.l1_table_offset + 8).unwrap();
+    let new_table = u64::from_be_bytes(entry) & 0x00ff_ffff_ffff_fe00;
+    assert_eq!(new_table, shared, "the test wants the new table where the shared cluster was");
+    let error = image.write_at(&[3; 512], 512).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    let mut back = [0; 512];
+    image.read_at(&mut back, 40 << 10).unwrap();
+    assert_eq!(back, [2; 512]);
+}
+
+/// A header that could not be written is written again, as it was, before anything else is.
+#[test]
+fn a_header_change_that_fails_leaves_the_old_header() {
+    let options = CreateOptions { refcount_order: 4, ..small_clusters(1 << 20) };
+    for n in 0.. {
+        let (storage, image) = image(&options);
+        image.write_at(&[7; 4096], 8192).unwrap();
+        image.flush().unwrap();
+        let expected = contents(&image);
+        let name = |name: &str| {
+            let name = name.as_bytes().to_vec();
+            move |header: &mut Header| {
+                header.backing_file = Some(name);
+                Ok(())
+            }
+        };
+        storage.fail(Fault::nth(n, Errno::EIO).on_changes());
+        let changed = image.change_header(name("some.base"));
+        storage.heal();
+        if changed.is_ok() {
+            assert_eq!(n, 2, "one write and one sync can fail");
+            return;
+        }
+        assert_eq!(image.header().backing_file, None);
+        image.flush().unwrap();
+        let on_disk = Header::read(&*storage).unwrap();
+        assert_eq!(on_disk.backing_file, None, "fault {n}");
+        judge(&storage, &expected, false, &format!("fault {n}"));
+        image.change_header(name("another")).unwrap();
+        assert_eq!(Header::read(&*storage).unwrap().backing_file.unwrap(), b"another");
+    }
+}
