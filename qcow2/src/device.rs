@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::features::{autoclear, compatible, incompatible};
 use crate::geometry::Geometry;
 use crate::header::{COMPRESSION_ZSTD, Header};
-use crate::l2::{COPIED, Entry, L1_RESERVED, OFFSET_MASK, RawEntry};
+use crate::l2::{COPIED, Entry, L1_RESERVED, MAX_HOST_OFFSET, OFFSET_MASK, RawEntry};
 use crate::metadata::{Kind, MetadataMap};
 use crate::refcount::Refcounts;
 use crate::snapshot::{self, Snapshot};
@@ -444,19 +444,22 @@ impl Qcow2 {
         if matches!(run.mapped, Mapped::Compressed { .. }) {
             return Ok(run);
         }
+        let mut last = slice.entry(first_index, self.geometry.extended_l2);
         let mut index = first_index + 1;
         while run.len < max
             && index < self.entries_per_slice()
             && self.geometry.in_cluster(guest + run.len) == 0
         {
             let at = guest + run.len;
-            // Most entries of a nearly empty disk are nothing at all: no need to take them apart.
-            let nothing = slice.entry(index, self.geometry.extended_l2) == RawEntry::default();
-            if nothing && matches!(run.mapped, Mapped::Absent) {
+            // Most entries say the same as the one before, one cluster further on: no need to take them apart.
+            let entry = slice.entry(index, self.geometry.extended_l2);
+            if self.follows(last, entry, run.mapped) {
                 run.len += self.geometry.cluster_size();
+                last = entry;
                 index += 1;
                 continue;
             }
+            last = entry;
             let next = self.map_entry(self.decode(&slice, index, at)?, at);
             if !run.mapped.continues(next.mapped, run.len) {
                 break;
@@ -465,6 +468,22 @@ impl Qcow2 {
             index += 1;
         }
         Ok(run)
+    }
+
+    /// Whether an entry means what its predecessor `last` means, which is `mapped`, for the next cluster: all of it
+    /// in one way.
+    fn follows(&self, last: RawEntry, entry: RawEntry, mapped: Mapped) -> bool {
+        let step = match mapped {
+            Mapped::Absent | Mapped::Zero(None) => 0,
+            Mapped::Zero(Some(_)) | Mapped::Data(_) => self.geometry.cluster_size(),
+            Mapped::Compressed { .. } => return false,
+        };
+        let whole =
+            !self.geometry.extended_l2 || matches!(last.bitmap, 0 | 0xffff_ffff | 0xffff_ffff_0000_0000);
+        whole
+            && entry.bitmap == last.bitmap
+            && entry.word == last.word + step
+            && (last.word & OFFSET_MASK) + step < MAX_HOST_OFFSET
     }
 
     /// Checks that `len` bytes of plain data at `host` can be guest data: inside the file, and no metadata.
