@@ -17,3 +17,4 @@ mod measure;
 mod random_ops;
 mod replay;
 mod resize;
+mod table;

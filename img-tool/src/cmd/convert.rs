@@ -19,6 +19,7 @@ use crate::progress::{ProgressArgs, Reporter};
 /// Unallocated and zero parts cost nothing. The target appears under its name when it is complete; a file or
 /// device that exists already is overwritten in place.
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("image_opts", |arg| arg.visible_alias("source-image-opts")))]
 #[command(after_help = "\
 Examples:
   vimg convert -p -O qcow2 disk.raw disk.qcow2
@@ -31,25 +32,25 @@ Examples:
 Signals: SIGUSR1 prints the progress; SIGINT, SIGTERM and SIGHUP end the convert, and a new target disappears.")]
 pub(crate) struct Args {
     /// Format of the sources (default: found out from their contents)
-    #[arg(short, long = "format", value_name = "FMT", alias = "source-format")]
+    #[arg(short, long = "format", value_name = "FMT", visible_alias = "source-format")]
     format: Option<String>,
     /// Cache mode of the sources: none, writeback, unsafe, directsync, writethrough
     #[arg(short = 'T', long, value_name = "CACHE", default_value = "writeback")]
     source_cache: String,
     /// Use this internal snapshot of the source
-    #[arg(short = 'l', long, value_name = "SNAPSHOT", alias = "source-snapshot")]
+    #[arg(short = 'l', long, value_name = "SNAPSHOT", visible_alias = "source-snapshot")]
     snapshot: Option<String>,
     /// Format of the target [default: raw]
-    #[arg(short = 'O', long, value_name = "FMT", alias = "target-format")]
+    #[arg(short = 'O', long, value_name = "FMT", visible_alias = "target-format")]
     output_format: Option<String>,
     /// Options of the target, separated by commas; 'help' lists them
-    #[arg(short, long = "options", value_name = "OPTIONS", alias = "target-options")]
+    #[arg(short, long = "options", value_name = "OPTIONS", visible_alias = "target-options")]
     options: Vec<String>,
     /// The target is a complete image specification, not a file name (needs -n)
     #[arg(long)]
     target_image_opts: bool,
     /// Cache mode of the target: none, writeback, unsafe, directsync, writethrough
-    #[arg(short = 't', long, value_name = "CACHE", default_value = "unsafe", alias = "target-cache")]
+    #[arg(short = 't', long, value_name = "CACHE", default_value = "unsafe", visible_alias = "target-cache")]
     cache: String,
     /// Compress the target
     #[arg(short, long)]
@@ -61,7 +62,7 @@ pub(crate) struct Args {
     #[arg(long)]
     compression_small_window: bool,
     /// Stack the target on this image, and leave out what that holds
-    #[arg(short = 'B', long, value_name = "BACKING_FILENAME", short_alias = 'b')]
+    #[arg(short = 'B', long, value_name = "BACKING_FILENAME", visible_short_alias = 'b')]
     backing: Option<String>,
     /// Format of the backing file
     #[arg(short = 'F', long, value_name = "BACKING_FMT")]
