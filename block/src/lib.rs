@@ -37,6 +37,7 @@ pub mod adapter;
 pub mod align;
 pub mod codec;
 pub mod device;
+pub mod dirty;
 pub mod error;
 pub mod extent;
 pub mod file;
@@ -58,5 +59,6 @@ pub mod zero;
 pub use device::{
     BlockDevice, Compressed, CompressedWriter, LayerExtent, Limits, Preallocation, Stored, ZeroMode,
 };
+pub use dirty::{DirtyBitmap, DirtyExtent};
 pub use error::{Error, ErrorKind, Result, ResultExt};
 pub use storage::{HostExtent, Storage};
