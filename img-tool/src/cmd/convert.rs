@@ -236,6 +236,7 @@ impl Args {
                 self.copy_range_offloading && self.sparse_size.is_some(),
                 "Cannot enable copy offloading when -S is used",
             ),
+            (self.copy_range_offloading && self.salvage, "Cannot use copy offloading in salvaging mode"),
             (self.target_image_opts && !self.no_create, "--target-image-opts requires use of -n flag"),
             (self.target_is_zero && !self.no_create, "--target-is-zero requires use of -n flag"),
             (self.no_create && !self.options.is_empty(), "-o has no effect when skipping image creation"),
