@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use block::file::{CacheMode, HostFile};
 use block::image::Image;
-use block::{BlockDevice, Result, ResultExt as _, Storage};
+use block::{BlockDevice, Result, Storage};
 use qcow2::Qcow2;
 
 use crate::format::Format;
@@ -74,6 +74,8 @@ pub struct OpenOptions {
     pub for_check: bool,
     /// How hard clusters that are written compressed are compressed.
     pub compression: qcow2::codec::Level,
+    /// Show the image (not those behind it) as it was when this internal snapshot was taken. Read-only.
+    pub snapshot: Option<qcow2::snapshot::Selector>,
 }
 
 /// An opened image and, behind it, its backing file.
@@ -152,7 +154,11 @@ pub(crate) fn probed_raw_warning(filename: &str) -> String {
 /// With qemu's words around them: missing files, locks, images that break their format's rules, endless
 /// chains, names that the policy forbids.
 pub fn open(spec: &Spec, options: &OpenOptions) -> Result<Arc<Layer>> {
-    chain::open_chain(spec.node(), options).context(|| could_not_open(spec.display_name()))
+    chain::open_chain(spec.node(), options).map_err(|error| match error.to_string() {
+        // The image could be opened; qemu does not name it then.
+        message if message.starts_with(chain::NO_SNAPSHOT) => error,
+        _ => error.context(could_not_open(spec.display_name())),
+    })
 }
 
 /// Opens a node without saying who asked.

@@ -221,6 +221,7 @@ fn run(cli: &Cli, app: &App) -> Outcome {
         Command::Map(args) => cmd::map::run(args, app),
         Command::Measure(args) => cmd::measure::run(args, app),
         Command::Resize(args) => cmd::resize::run(args, app),
+        Command::Snapshot(args) => cmd::snapshot::run(args, app),
         Command::Completions(args) => cmd::completions::run(args, app),
         Command::Man(args) => cmd::man::run(args, app),
     }

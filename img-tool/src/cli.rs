@@ -68,6 +68,8 @@ pub(crate) enum Command {
     Measure(cmd::measure::Args),
     /// Change the size of an image
     Resize(cmd::resize::Args),
+    /// List, create, apply or delete internal snapshots of an image
+    Snapshot(cmd::snapshot::Args),
     /// Print a script that completes commands and options in a shell
     Completions(cmd::completions::Args),
     /// Write the manual pages into a directory
@@ -75,7 +77,7 @@ pub(crate) enum Command {
 }
 
 /// Commands of qemu-img that are still to come.
-const LATER: &[&str] = &["amend", "bench", "bitmap", "commit", "dd", "rebase", "snapshot"];
+const LATER: &[&str] = &["amend", "bench", "bitmap", "commit", "dd", "rebase"];
 
 /// How a source image is named and opened; flattened into the commands that read one.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -318,7 +320,7 @@ fn option_letter(argument: &str, words: &[String]) -> String {
 fn what_is_missing(command: Option<&str>) -> String {
     match command {
         Some("create") => "Expecting image file name",
-        Some("check" | "info" | "map") => "Expecting one image file name",
+        Some("check" | "info" | "map" | "snapshot") => "Expecting one image file name",
         Some("resize") => "Expecting image file name and size",
         Some("compare") => "Expecting two image file names",
         Some("convert") => "Must specify image file name",
@@ -329,7 +331,7 @@ fn what_is_missing(command: Option<&str>) -> String {
 
 fn too_much(command: Option<&str>, argument: &str) -> String {
     match command {
-        Some("check" | "info" | "map") => "Expecting one image file name".to_owned(),
+        Some("check" | "info" | "map" | "snapshot") => "Expecting one image file name".to_owned(),
         Some("resize") => "Expecting image file name and size".to_owned(),
         Some("compare") => "Expecting two image file names".to_owned(),
         Some("measure") => "At most one filename argument is allowed.".to_owned(),

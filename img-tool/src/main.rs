@@ -8,6 +8,7 @@ mod hint;
 mod output;
 mod progress;
 mod sandbox;
+mod snapshot;
 
 use std::process::ExitCode;
 

@@ -25,7 +25,7 @@ use crate::header::{COMPRESSION_ZSTD, Header};
 use crate::l2::{COPIED, Entry, L1_RESERVED, MAX_HOST_OFFSET, OFFSET_MASK, RawEntry};
 use crate::metadata::{Kind, MetadataMap};
 use crate::refcount::Refcounts;
-use crate::snapshot::{self, Snapshot};
+use crate::snapshot::{self, Selector, Snapshot};
 use crate::stripes::Stripes;
 
 /// Largest default size of the L2 cache in bytes: maps 256 GiB with 64 KiB clusters.
@@ -60,6 +60,8 @@ pub struct OpenOptions {
     /// Look at the image's own description only: reading guest data fails. Lets `info` open images whose
     /// data file or backing file is missing.
     pub metadata_only: bool,
+    /// Show the disk as it was when this snapshot was taken, read-only.
+    pub snapshot: Option<Selector>,
 }
 
 /// An open qcow2 image.
@@ -167,8 +169,11 @@ impl Qcow2 {
             _ if external && !options.metadata_only => return Err(Error::DataFileRequired.into()),
             _ => Arc::clone(&storage),
         };
-        let l1 = read_l1(&*storage, &header)?;
         let snapshots = snapshot::read_table(&*storage, &header)?;
+        if let Some(selector) = &options.snapshot {
+            header = snapshot::view::header_of(&header, &snapshots, selector, options.writable)?;
+        }
+        let l1 = read_l1(&*storage, &header)?;
         let bitmaps = bitmap::read_directory(&*storage, &header)?;
         if options.writable {
             refuse_enabled_bitmaps(&bitmaps)?;
@@ -674,7 +679,7 @@ fn refuse_enabled_bitmaps(bitmaps: &[Bitmap]) -> Result<()> {
     }
 }
 
-fn read_l1(storage: &dyn Storage, header: &Header) -> Result<Vec<u64>> {
+pub(crate) fn read_l1(storage: &dyn Storage, header: &Header) -> Result<Vec<u64>> {
     let mut bytes = vec![0; to_usize(u64::from(header.l1_size)) * 8];
     storage.read_at(&mut bytes, header.l1_table_offset)?;
     Ok(bytes.as_chunks::<8>().0.iter().map(|chunk| u64::from_be_bytes(*chunk)).collect())

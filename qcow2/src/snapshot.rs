@@ -3,6 +3,8 @@
 //!
 //! Extra data that is not known here is kept as it is.
 
+pub(crate) mod view;
+
 use block::Storage;
 use block::codec::{Reader, Writer};
 use block::image::SnapshotInfo;
@@ -22,6 +24,36 @@ pub(crate) const REQUIRED_EXTRA: u32 = 16;
 pub(crate) const MAX_EXTRA: u32 = 1024;
 /// Largest table in bytes (QEMU's limit).
 pub(crate) const MAX_TABLE: u64 = 64 << 20;
+
+/// Which snapshot is meant. Neither ids nor names need be unique in a file; the first entry that fits is meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selector {
+    /// The one with this id or, if there is none, the one with this name.
+    IdOrName(Vec<u8>),
+    /// The first one that has this id or this name, in table order (how `snapshot -d` looks).
+    First(Vec<u8>),
+    /// The one that has all that is given.
+    Both {
+        /// Its id.
+        id: Option<Vec<u8>>,
+        /// Its name.
+        name: Option<Vec<u8>>,
+    },
+}
+
+impl Selector {
+    /// The index of the snapshot that is meant.
+    pub fn find(&self, snapshots: &[Snapshot]) -> Option<usize> {
+        let first = |fits: &dyn Fn(&Snapshot) -> bool| snapshots.iter().position(fits);
+        match self {
+            Self::IdOrName(text) => first(&|s| s.id == *text).or_else(|| first(&|s| s.name == *text)),
+            Self::First(text) => first(&|s| s.id == *text || s.name == *text),
+            Self::Both { id, name } => first(&|s| {
+                id.as_ref().is_none_or(|id| s.id == *id) && name.as_ref().is_none_or(|name| s.name == *name)
+            }),
+        }
+    }
+}
 
 /// An entry of the snapshot table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -17,4 +17,5 @@ mod measure;
 mod random_ops;
 mod replay;
 mod resize;
+mod snapshot;
 mod table;

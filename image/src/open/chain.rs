@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use block::image::Image;
 use block::raw::{Raw, RawOptions};
-use block::{Error, ErrorKind, Result};
+use block::{Error, ErrorKind, Result, ResultExt as _};
+use qcow2::snapshot::Selector;
 use qcow2::{Header, Qcow2};
 use serde_json::Value;
 
@@ -175,16 +176,32 @@ impl Opened {
 fn ascend(chain: Vec<Opened>, options: &OpenOptions) -> Result<Arc<Layer>> {
     let mut behind: Option<Arc<Layer>> = None;
     for (depth, opened) in chain.into_iter().enumerate().rev() {
-        behind = Some(build(opened, behind, options).map_err(|error| below(error, depth))?);
+        let snapshot = options.snapshot.as_ref().filter(|_| depth == 0);
+        behind = Some(build(opened, behind, options, snapshot).map_err(|error| below(error, depth))?);
     }
     behind.ok_or_else(|| Error::usage("no image was named"))
 }
 
-fn build(opened: Opened, backing: Option<Arc<Layer>>, options: &OpenOptions) -> Result<Arc<Layer>> {
+/// How errors begin that concern a snapshot and not the image.
+pub(super) const NO_SNAPSHOT: &str = "Failed to load snapshot";
+
+fn build(
+    opened: Opened,
+    backing: Option<Arc<Layer>>,
+    options: &OpenOptions,
+    snapshot: Option<&Selector>,
+) -> Result<Arc<Layer>> {
     let data_file = if options.metadata_only { None } else { opened.open_data_file(options)? };
     let full_backing_filename = opened.backing_names().map(|(stored, full)| full.unwrap_or(stored));
     let filename = opened.node.shown_name(opened.format);
     let (image, qcow2): (Arc<dyn Image>, _) = match &opened.header {
+        None if snapshot.is_some() => {
+            return Err(Error::unsupported(format!(
+                "Block format '{}' used by device '' does not support temporarily loading internal snapshots",
+                opened.format
+            ))
+            .context(NO_SNAPSHOT));
+        }
         None => {
             (Arc::new(Raw::open(Arc::clone(&opened.container.storage), raw_options(&opened.node)?)?), None)
         }
@@ -198,9 +215,14 @@ fn build(opened: Opened, backing: Option<Arc<Layer>>, options: &OpenOptions) -> 
                 data_file: data_file.clone().map(|file| file as Arc<dyn block::Storage>),
                 compression: options.compression,
                 metadata_only: options.metadata_only,
+                snapshot: snapshot.cloned(),
                 ..qcow2_options(&opened.node)?
             };
-            let image = Qcow2::open(Arc::clone(&opened.container.storage), header.clone(), qcow2_options)?;
+            let image = Qcow2::open(Arc::clone(&opened.container.storage), header.clone(), qcow2_options);
+            let image = match snapshot {
+                Some(_) => image.context(|| NO_SNAPSHOT.to_owned())?,
+                None => image?,
+            };
             (Arc::clone(&image) as Arc<dyn Image>, Some(image))
         }
     };

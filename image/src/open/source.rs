@@ -80,6 +80,7 @@ impl Container {
             format: None,
             backing: BackingMode::Follow,
             metadata_only: false,
+            snapshot: None,
             ..options.clone()
         };
         let layer = super::chain::open_chain(inner, &options)?;

@@ -11,6 +11,7 @@ use crate::app::App;
 use crate::cli::{OutputFormat, SourceArgs};
 use crate::exit::{Exit, Failure, OrExit as _, Outcome};
 use crate::progress::{ProgressArgs, Reporter};
+use crate::snapshot::Wanted;
 
 /// Check if two images have the same contents
 ///
@@ -21,6 +22,7 @@ use crate::progress::{ProgressArgs, Reporter};
 Examples:
   vimg compare disk.raw disk.qcow2
   vimg compare -s -f raw -F qcow2 a.img b.img
+  vimg compare --a-snapshot monday --b-snapshot tuesday disk.qcow2 disk.qcow2
   vimg compare --output=json a.qcow2 b.qcow2")]
 pub(crate) struct Args {
     /// Format of the first image (default: found out from its contents)
@@ -29,6 +31,12 @@ pub(crate) struct Args {
     /// Format of the second image
     #[arg(short = 'F', long, value_name = "FMT")]
     b_format: Option<String>,
+    /// Use this internal snapshot of the first image: an id, a name, or snapshot.id=ID,snapshot.name=NAME
+    #[arg(long, value_name = "SNAPSHOT")]
+    a_snapshot: Option<String>,
+    /// Use this internal snapshot of the second image
+    #[arg(long, value_name = "SNAPSHOT")]
+    b_snapshot: Option<String>,
     /// Sizes must be equal, too, and so must what is allocated and what is known to be zero
     #[arg(short, long)]
     strict: bool,
@@ -65,12 +73,12 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
             CANNOT_OPEN,
         ));
     };
-    let open = |name: &str, format: Option<&str>| {
-        args.open(name, format, cache, app).map_err(|failure| with_exit(failure, CANNOT_OPEN))
+    let open = |name: &str, format: Option<&str>, snapshot: Option<&str>| {
+        args.open(name, format, snapshot, cache, app).map_err(|failure| with_exit(failure, CANNOT_OPEN))
     };
     let names = [args.filename1.as_str(), args.filename2.as_str()];
-    let first = open(names[0], args.a_format.as_deref())?;
-    let second = open(names[1], args.b_format.as_deref())?;
+    let first = open(names[0], args.a_format.as_deref(), args.a_snapshot.as_deref())?;
+    let second = open(names[1], args.b_format.as_deref(), args.b_snapshot.as_deref())?;
     let reporter = Reporter::new(&args.progress, args.quiet, app)?;
     app.confine(&[]);
     let mut options = CompareOptions { strict: args.strict, ..CompareOptions::default() };
@@ -98,13 +106,22 @@ fn with_exit(failure: Failure, code: u8) -> Failure {
 }
 
 impl Args {
-    fn open(&self, name: &str, format: Option<&str>, cache: CacheMode, app: &App) -> Outcome<Arc<Layer>> {
+    fn open(
+        &self,
+        name: &str,
+        format: Option<&str>,
+        snapshot: Option<&str>,
+        cache: CacheMode,
+        app: &App,
+    ) -> Outcome<Arc<Layer>> {
+        let snapshot = snapshot.map(|text| Wanted::parse(text, app)).transpose()?;
         let source = self.source.source(name, format)?;
         let options = OpenOptions {
             format: source.format,
             cache,
             force_share: self.source.force_share,
             policy: app.policy(),
+            snapshot: snapshot.map(|snapshot| snapshot.selector),
             ..OpenOptions::default()
         };
         Ok(app.open(&source.spec, &options)?)

@@ -13,6 +13,7 @@ use crate::app::{App, directory_of};
 use crate::cli::{SourceArgs, target_format};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::progress::{ProgressArgs, Reporter};
+use crate::snapshot::Wanted;
 
 /// Copy one or more images to another, in another format if wanted
 ///
@@ -27,6 +28,7 @@ Examples:
   vimg convert -O qcow2 -B base.qcow2 -F qcow2 overlay.qcow2 copy.qcow2
   vimg convert -n -O raw disk.qcow2 /dev/sdX
   vimg convert --progress=json -O raw disk.qcow2 disk.raw
+  vimg convert -l before-upgrade -O qcow2 disk.qcow2 before.qcow2
   vimg convert --salvage damaged.qcow2 rescued.raw
 
 Signals: SIGUSR1 prints the progress; SIGINT, SIGTERM and SIGHUP end the convert, and a new target disappears.")]
@@ -120,6 +122,7 @@ const MAX_LISTED: usize = 100;
 
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     let numbers = Numbers::parse(args)?;
+    let snapshot = args.snapshot.as_deref().map(|text| Wanted::parse(text, app)).transpose()?;
     let lists = options::parse(&args.options);
     if options::asks_for_help(&args.options) {
         let text = options::help(args.target_format()?, args.filenames.last().map(String::as_str));
@@ -132,7 +135,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
         return Err(Failure::usage("Must specify image file name"));
     };
     let cache = cache(&args.cache, "Invalid cache option")?;
-    let sources = args.open_sources(sources, app)?;
+    let sources = args.open_sources(sources, snapshot.as_ref(), app)?;
     args.check_sources(&sources)?;
     let level = args.level(&lists)?;
     let target = args.target(target, lists, app)?;
@@ -260,32 +263,23 @@ impl Args {
                 _ => Failure::usage("Source lacks bitmap support"),
             });
         }
-        let Some(wanted) = &self.snapshot else { return Ok(()) };
-        let name = wanted
-            .split(',')
-            .find_map(|word| word.strip_prefix("snapshot.name=").or(word.strip_prefix("snapshot.id=")));
-        let name = name.unwrap_or(wanted);
-        let called = |text: &[u8]| text == name.as_bytes();
-        let snapshots = source.qcow2.as_ref().map(|image| image.snapshots());
-        let error = match snapshots {
-            None => Error::unsupported(format!(
-                "Block format '{}' used by device '' does not support temporarily loading internal snapshots",
-                source.format
-            )),
-            Some(all) if all.iter().any(|snapshot| called(&snapshot.id) || called(&snapshot.name)) => {
-                Error::unsupported("internal snapshots are not in this version of vimg")
-            }
-            Some(_) => Error::usage("Can't find snapshot"),
-        };
-        Err(error.context("Failed to load snapshot").into())
+        Ok(())
     }
 
-    fn open_sources(&self, filenames: &[String], app: &App) -> Outcome<Vec<Arc<Layer>>> {
+    fn open_sources(
+        &self,
+        filenames: &[String],
+        snapshot: Option<&Wanted>,
+        app: &App,
+    ) -> Outcome<Vec<Arc<Layer>>> {
         let cache = cache(&self.source_cache, "Invalid source cache option")?;
         // What -B names is named on the command line, even where it is an image that names it first.
         let mut policy = app.policy();
         policy.allow.extend(self.backing.as_ref().map(Into::into));
-        let open = |filename: &String| {
+        if snapshot.is_some_and(|snapshot| !snapshot.by_option) && filenames.len() > 1 {
+            return Err(Failure::usage("No support for concatenating multiple snapshot"));
+        }
+        let open = |(index, filename): (usize, &String)| {
             let source = self.source.source(filename, self.format.as_deref())?;
             let options = OpenOptions {
                 format: source.format,
@@ -293,11 +287,12 @@ impl Args {
                 force_share: self.source.force_share,
                 share: Share::NoWriters,
                 policy: policy.clone(),
+                snapshot: snapshot.filter(|_| index == 0).map(|snapshot| snapshot.selector.clone()),
                 ..OpenOptions::default()
             };
             Ok(app.open(&source.spec, &options)?)
         };
-        filenames.iter().map(open).collect()
+        filenames.iter().enumerate().map(open).collect()
     }
 
     /// `--compression-level`, within the limits of the codec.

@@ -6,6 +6,7 @@ use image::{Format, OpenOptions, json, options};
 use crate::app::App;
 use crate::cli::{OutputFormat, SourceArgs, format_names};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::snapshot::Wanted;
 
 /// Calculate the file size required for a new image
 #[derive(Debug, clap::Args)]
@@ -44,6 +45,7 @@ const NOT_MEASURABLE: &[&str] =
 
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     let output = OutputFormat::parse(args.output.as_deref(), "measure", app)?;
+    let snapshot = args.snapshot.as_deref().map(|text| Wanted::parse(text, app)).transpose()?;
     let options = options::parse(&args.options)?;
     let size = args.size.as_deref().map(block::size::parse).transpose()?;
     check_usage(args)?;
@@ -62,6 +64,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
                 format: source.format,
                 force_share: args.source.force_share,
                 policy: app.policy(),
+                snapshot: snapshot.map(|snapshot| snapshot.selector),
                 ..OpenOptions::default()
             };
             let layer = app.open(&source.spec, &open)?;
@@ -88,9 +91,6 @@ fn check_usage(args: &Args) -> Outcome<()> {
         }
         (None, None) => Err(Failure::usage("Either --size N or one filename must be specified.")),
         (Some(_), Some(_)) => Err(Failure::usage("--size N cannot be used together with a filename.")),
-        _ if args.snapshot.is_some() => {
-            Err(block::Error::unsupported("internal snapshots are not in this version of vimg").into())
-        }
         _ => Ok(()),
     }
 }

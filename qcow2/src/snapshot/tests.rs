@@ -125,3 +125,20 @@ proptest! {
         let _ = read_table(&storage, &header);
     }
 }
+
+#[test]
+fn ids_come_before_names_unless_the_first_is_asked_for() {
+    let all = [snapshot("1", "2"), snapshot("2", "x"), snapshot("3", "x")];
+    let find = |selector: Selector| selector.find(&all);
+    assert_eq!(find(Selector::IdOrName("2".into())), Some(1));
+    assert_eq!(find(Selector::First("2".into())), Some(0));
+    assert_eq!(find(Selector::IdOrName("x".into())), Some(1));
+    assert_eq!(find(Selector::IdOrName("y".into())), None);
+    let both = |id: Option<&str>, name: Option<&str>| Selector::Both {
+        id: id.map(Into::into),
+        name: name.map(Into::into),
+    };
+    assert_eq!(find(both(Some("3"), Some("x"))), Some(2));
+    assert_eq!(find(both(Some("1"), Some("x"))), None);
+    assert_eq!(find(both(None, Some("2"))), Some(0));
+}
