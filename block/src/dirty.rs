@@ -162,8 +162,8 @@ impl DirtyBitmap {
     }
 
     /// From here on [`changed`](Self::changed) speaks of what comes.
-    pub fn settle(&mut self) {
-        *self.changed.get_mut() = false;
+    pub fn settle(&self) {
+        self.changed.store(false, Ordering::Relaxed);
     }
 
     /// Marks every granule that a range of bytes touches. What lies past the end of the disk is left out.

@@ -1,14 +1,30 @@
-//! The directory of persistent dirty bitmaps (specification, "Bitmaps extension"): reading it for `info` and
-//! for checking. Their contents are not touched here.
+//! Persistent dirty bitmaps (specification, "Bitmaps extension").
+//!
+//! ```text
+//!   header extension -> directory          table             data clusters
+//!                       | name, flags |    | host offset |-> | bits    |
+//!                       | table at    |--> | 0: no bit   |   +---------+
+//!                       | table at    |    | 1: all bits |
+//! ```
+//!
+//! This file knows the directory; [`contents`] the tables and bits, [`record`] how writes to the disk get into them
+//! and they to the disk again, [`edit`] what a user can do to them.
+
+mod contents;
+mod edit;
+mod record;
 
 use block::Storage;
-use block::codec::Reader;
+use block::codec::{Reader, Writer};
 use block::num::{is_aligned, to_usize};
 
 use crate::error::Error;
 use crate::extension::BitmapsExtension;
 use crate::geometry::Geometry;
 use crate::header::Header;
+
+pub(crate) use contents::structures;
+pub(crate) use record::Recorder;
 
 /// The bitmap was open for writing when the image was last closed or lost: its bits cannot be trusted.
 pub const IN_USE: u32 = 1 << 0;
@@ -18,8 +34,8 @@ pub const AUTO: u32 = 1 << 1;
 const DIRTY_TRACKING: u8 = 1;
 /// QEMU's range of `granularity_bits`.
 const GRANULARITY_BITS: std::ops::RangeInclusive<u8> = 9..=31;
-/// Longest name in bytes.
-const MAX_NAME: u16 = 1023;
+/// Longest name of a bitmap in bytes.
+pub const MAX_NAME: u16 = 1023;
 /// QEMU's limit for the entries of a bitmap's table.
 const MAX_TABLE_ENTRIES: u32 = 0x800_0000;
 /// QEMU's limit for the data of a bitmap in bytes.
@@ -105,6 +121,20 @@ impl Bitmap {
         String::from_utf8_lossy(&self.name).into_owned()
     }
 
+    /// Appends the entry to a directory.
+    fn encode(&self, writer: &mut Writer) {
+        // A name is at most MAX_NAME bytes long.
+        let name_len = u16::try_from(self.name.len()).unwrap_or(MAX_NAME);
+        writer.be_u64(self.table_offset).be_u32(self.table_size).be_u32(self.flags);
+        writer.u8(DIRTY_TRACKING).u8(self.granularity_bits).be_u16(name_len).be_u32(0);
+        writer.bytes(&self.name).pad_to(8);
+    }
+
+    /// Bytes of the entry in the directory.
+    fn entry_bytes(&self) -> u64 {
+        (FIXED as u64 + self.name.len() as u64).next_multiple_of(8)
+    }
+
     /// Bytes of the bitmap's table.
     pub fn table_bytes(&self) -> u64 {
         u64::from(self.table_size) * 8
@@ -135,6 +165,13 @@ pub fn read_directory(storage: &dyn Storage, header: &Header) -> block::Result<V
     let mut bytes = vec![0; to_usize(len)];
     storage.read_at(&mut bytes, offset)?;
     Ok(parse_directory(&bytes, extension, header)?)
+}
+
+/// The directory of these bitmaps, as it is stored.
+fn encode_directory(bitmaps: &[Bitmap]) -> Vec<u8> {
+    let mut writer = Writer::new();
+    bitmaps.iter().for_each(|bitmap| bitmap.encode(&mut writer));
+    writer.into_bytes()
 }
 
 fn parse_directory(

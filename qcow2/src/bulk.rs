@@ -74,6 +74,7 @@ impl Qcow2 {
         if len == 0 || self.geometry.in_cluster(offset) != 0 || !len.is_multiple_of(cluster) {
             return Ok(false);
         }
+        self.record(offset, len)?;
         let mut done = 0;
         while done < len {
             let piece = self.zero_piece_len(offset + done, len - done);
@@ -144,6 +145,7 @@ impl Qcow2 {
                 _ => Err(BlockError::usage("an incompressible cluster has to be written as it is")),
             })
             .collect::<Result<_>>()?;
+        self.record(offset, len)?;
         self.throttle()?;
         let (first, last) = self.clusters(offset, len);
         let _held = self.stripes.exclusive(first, last);

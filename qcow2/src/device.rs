@@ -15,7 +15,7 @@ use block::{
 use parking_lot::{Mutex, RwLock};
 
 use crate::alloc::Meta;
-use crate::bitmap::{self, Bitmap};
+use crate::bitmap::{self, Bitmap, Recorder};
 use crate::cache::{Slice, SliceCache};
 use crate::codec::{Codec, Level};
 use crate::error::Error;
@@ -100,6 +100,7 @@ pub struct Qcow2 {
     sparse: OnceLock<bool>,
     pub(crate) snapshots: RwLock<Vec<Snapshot>>,
     pub(crate) bitmaps: RwLock<Vec<Bitmap>>,
+    pub(crate) recorder: Recorder,
     metadata_only: bool,
 }
 
@@ -156,8 +157,7 @@ impl Qcow2 {
     /// repairs an image that was not closed cleanly.
     ///
     /// # Errors
-    /// The image is corrupt, encrypted (for writing), needs a data file that was not given, has dirty
-    /// bitmaps that writing would invalidate, or the host failed.
+    /// The image is corrupt, encrypted (for writing), needs a data file that was not given, or the host failed.
     pub fn open(storage: Arc<dyn Storage>, mut header: Header, options: OpenOptions) -> Result<Arc<Self>> {
         if options.writable {
             header = prepare_for_writing(&storage, header)?;
@@ -175,9 +175,6 @@ impl Qcow2 {
         }
         let l1 = read_l1(&*storage, &header)?;
         let bitmaps = bitmap::read_directory(&*storage, &header)?;
-        if options.writable {
-            refuse_enabled_bitmaps(&bitmaps)?;
-        }
         let file_len = storage.len()?;
         let table = match options.writable {
             true => Refcounts::read_table(
@@ -229,11 +226,14 @@ impl Qcow2 {
             storage,
             data,
             snapshots: RwLock::new(snapshots),
+            recorder: Recorder::new(&bitmaps),
             bitmaps: RwLock::new(bitmaps),
             metadata_only: options.metadata_only,
         });
         if image.writable {
             image.refuse_overlaps()?;
+            image.check_bitmap_tables()?;
+            image.drop_stale_bitmaps()?;
         }
         Ok(image)
     }
@@ -302,12 +302,14 @@ impl Qcow2 {
             (header.snapshots_offset, snapshot_table_len, Kind::SnapshotTable),
         ];
         let bitmaps = header.bitmaps.map(|b| (b.directory_offset, b.directory_size, Kind::BitmapDirectory));
+        let bitmap_data = bitmap::structures(&*self.storage, &self.geometry, &self.bitmaps.read())?;
         let snapshot_l1 = snapshots.iter().map(|s| (s.l1_offset, u64::from(s.l1_size) * 8, Kind::SnapshotL1));
         let tables =
             l1.iter().map(|e| e & OFFSET_MASK).filter(|o| *o != 0).map(|o| (o, cluster, Kind::L2Table));
         let ranges = fixed
             .into_iter()
             .chain(bitmaps)
+            .chain(bitmap_data)
             .chain(snapshot_l1)
             .chain(tables)
             .chain(blocks.block_offsets().map(|offset| (offset, cluster, Kind::RefcountBlock)));
@@ -666,17 +668,6 @@ fn prepare_for_writing(storage: &Arc<dyn Storage>, mut header: Header) -> Result
         storage.sync()?;
     }
     Ok(header)
-}
-
-/// A bitmap that records writes would miss ours.
-fn refuse_enabled_bitmaps(bitmaps: &[Bitmap]) -> Result<()> {
-    match bitmaps.iter().find(|bitmap| bitmap.auto() && !bitmap.in_use()) {
-        None => Ok(()),
-        Some(bitmap) => Err(BlockError::unsupported(format!(
-            "bitmap '{}' records the writes to this image, which this version cannot do",
-            bitmap.display_name()
-        ))),
-    }
 }
 
 pub(crate) fn read_l1(storage: &dyn Storage, header: &Header) -> Result<Vec<u64>> {

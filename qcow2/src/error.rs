@@ -225,6 +225,9 @@ pub enum Error {
         /// The host cluster.
         cluster: u64,
     },
+    /// An entry of a bitmap's table that is neither a cluster of the file nor one of the two numbers without one.
+    #[error("Could not read bitmap_table table from image for bitmap '{0}': Invalid argument")]
+    BitmapTable(String),
     /// All clusters that a missing refcount block would count hold metadata.
     #[error("no cluster is free for refcount block {index}")]
     NoRoomForRefcountBlock {

@@ -68,6 +68,7 @@ impl Qcow2 {
             return Ok(());
         }
         self.release_reserved()?;
+        let stored = self.store_bitmaps();
         self.write_tables(true)?;
         let _flushing = self.flush_lock.lock();
         let mut meta = self.meta.lock();
@@ -78,7 +79,7 @@ impl Qcow2 {
             meta.marked_dirty = false;
             self.change_incompatible(|bits| bits & !incompatible::DIRTY)?;
         }
-        Ok(())
+        stored
     }
 
     fn release_reserved(&self) -> Result<()> {

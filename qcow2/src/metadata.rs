@@ -22,6 +22,8 @@ pub(crate) enum Kind {
     SnapshotTable,
     SnapshotL1,
     BitmapDirectory,
+    BitmapTable,
+    BitmapData,
 }
 
 impl Kind {
@@ -36,6 +38,8 @@ impl Kind {
             Self::SnapshotTable => "snapshot table",
             Self::SnapshotL1 => "inactive L1 table",
             Self::BitmapDirectory => "bitmap directory",
+            Self::BitmapTable => "bitmap table",
+            Self::BitmapData => "bitmap data",
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use block::codec::Writer;
 use block::num::{low_u32, to_usize};
-use block::{BlockDevice, Error as BlockError, ErrorKind, Preallocation, Result, ZeroMode};
+use block::{BlockDevice as _, Error as BlockError, ErrorKind, Preallocation, Result, ZeroMode};
 use std::sync::atomic::Ordering;
 
 use crate::device::Qcow2;
@@ -25,25 +25,34 @@ impl Qcow2 {
         if self.version < 3 && !self.snapshots.read().is_empty() {
             return Err(BlockError::unsupported("Can't resize a v2 image which has snapshots"));
         }
-        if !self.bitmaps.read().is_empty() {
-            return Err(BlockError::unsupported("an image with bitmaps cannot be resized by this version"));
-        }
         let old = self.size();
-        if size < old {
-            if preallocation != Preallocation::Off {
-                return Err(BlockError::usage("Preallocation can't be used for shrinking an image"));
-            }
-            return self.shrink(size);
+        if size < old && preallocation != Preallocation::Off {
+            return Err(BlockError::usage("Preallocation can't be used for shrinking an image"));
         }
         self.check_l1_limit(size)?;
+        if self.bitmaps.read().is_empty() {
+            return self.resize_disk(size, preallocation);
+        }
+        self.prepare_bitmaps_for(size)?;
+        let resized = self.resize_disk(size, preallocation);
+        let fitted = self.fit_bitmaps();
+        resized.and(fitted)
+    }
+
+    /// The same without the bitmaps.
+    fn resize_disk(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        let old = self.size();
+        if size < old {
+            return self.shrink(size);
+        }
         self.resize_data_file(size)?;
         self.grow(size)?;
         // The rest of the old last cluster: zeros already if the writer was careful.
         let boundary = old.next_multiple_of(self.geometry.cluster_size()).min(size);
-        self.write_zeroes(old, boundary - old, ZeroMode::UNMAP)?;
+        self.zero_unrecorded(old, boundary - old, ZeroMode::UNMAP)?;
         // What the backing file has there must not show.
         if let Some(backing) = self.backing.as_ref().filter(|backing| backing.size() > old) {
-            self.write_zeroes(old, backing.size().min(size) - old, ZeroMode::UNMAP)?;
+            self.zero_unrecorded(old, backing.size().min(size) - old, ZeroMode::UNMAP)?;
         }
         let preallocation = match preallocation {
             Preallocation::Off if self.external_raw => Preallocation::Metadata,
@@ -136,7 +145,7 @@ impl Qcow2 {
         let boundary = size.next_multiple_of(cluster);
         // The rest of the last cluster must read as zeros should the disk grow again.
         if boundary > size {
-            self.write_zeroes(size, boundary.min(old) - size, ZeroMode::UNMAP)?;
+            self.zero_unrecorded(size, boundary.min(old) - size, ZeroMode::UNMAP)?;
         }
         if boundary < old {
             self.drop_clusters(boundary, old)?;

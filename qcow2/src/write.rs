@@ -95,6 +95,7 @@ impl Qcow2 {
     /// Writes `buf`, wherever it has to go.
     pub(crate) fn write(&self, buf: &[u8], offset: u64) -> Result<()> {
         self.check_write(offset, buf.len() as u64)?;
+        self.record(offset, buf.len() as u64)?;
         let mut done = 0;
         while done < buf.len() {
             let at = offset + done as u64;

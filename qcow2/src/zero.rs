@@ -14,6 +14,13 @@ impl Qcow2 {
     /// Makes a range read as zeros.
     pub(crate) fn write_zeroes(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
         self.check_write(offset, len)?;
+        self.record(offset, len)?;
+        self.zero_unrecorded(offset, len, mode)
+    }
+
+    /// The same without a note in the bitmaps: for what is not a write of the guest's.
+    pub(crate) fn zero_unrecorded(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
+        self.check_write(offset, len)?;
         let mut at = offset;
         let end = offset + len;
         while at < end {
@@ -147,6 +154,7 @@ impl Qcow2 {
     /// Gives back whole clusters of a range.
     pub(crate) fn discard(&self, offset: u64, len: u64) -> Result<()> {
         self.check_write(offset, len)?;
+        self.record(offset, len)?;
         let cluster = self.geometry.cluster_size();
         let end = align_down(self.effective_end(offset + len, cluster), cluster);
         let mut at = align_up(offset, cluster).unwrap_or(end);
