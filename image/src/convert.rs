@@ -55,6 +55,10 @@ use crate::target::{Placement, check_space};
 pub struct ConvertRequest {
     /// The opened sources, one after the other on the new disk.
     pub sources: Vec<Arc<Layer>>,
+    /// The part of the (single) source that is wanted, as offset and length in bytes; `None`: all of it.
+    pub window: Option<(u64, u64)>,
+    /// How messages call what failed.
+    pub words: Words,
     /// The image to be written.
     pub target: Target,
     /// Cache mode of the target.
@@ -74,6 +78,16 @@ pub struct ConvertRequest {
     pub salvage: bool,
     /// At most this many bytes per second.
     pub rate: Option<u64>,
+}
+
+/// Whose words messages use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Words {
+    /// `convert`'s.
+    #[default]
+    Convert,
+    /// `dd`'s.
+    Dd,
 }
 
 /// The image that is written.
@@ -115,6 +129,8 @@ impl ConvertRequest {
     pub fn new(sources: Vec<Arc<Layer>>, target: Target) -> Self {
         Self {
             sources,
+            window: None,
+            words: Words::Convert,
             target,
             cache: CacheMode::Unsafe,
             compress: false,
@@ -151,6 +167,22 @@ impl ConvertRequest {
             policy,
             compression: self.compression,
             ..OpenOptions::default()
+        }
+    }
+
+    /// The disk that is copied.
+    fn source(&self) -> Result<Source> {
+        match (self.window, &self.sources[..]) {
+            (Some((offset, len)), [source]) => Source::window(source.device(), offset, len),
+            _ => Source::new(self.sources.iter().map(|source| source.device())),
+        }
+    }
+
+    /// What stands in front of everything that goes wrong while the target is made.
+    fn making(&self, create: &CreateRequest) -> String {
+        match self.words {
+            Words::Convert => format!("{}: error while converting {}", create.filename, create.format),
+            Words::Dd => format!("{}: error while creating output image", create.filename),
         }
     }
 
@@ -192,7 +224,7 @@ impl ConvertRequest {
 /// In qemu's words; `Cancelled` if `progress` asked for it. A target that was created is gone then, except that
 /// a file that had been there before is empty.
 pub fn convert(request: &ConvertRequest, progress: &dyn Progress) -> Result<ConvertReport> {
-    let source = Source::new(request.sources.iter().map(|source| source.device()))?;
+    let source = request.source()?;
     match &request.target {
         Target::Create(target) => convert_to_new(request, target, &source, progress),
         Target::Existing(target) => convert_to_existing(request, target, &source, progress),
@@ -269,8 +301,8 @@ fn convert_to_new(
 ) -> Result<ConvertReport> {
     let mut create = sized(wanted, source.size());
     refuse_impossible(request, &create)?;
-    let (name, format) = (create.filename.clone(), create.format);
-    let converting = || format!("{name}: error while converting {format}");
+    let (name, making) = (create.filename.clone(), request.making(&create));
+    let converting = || making.clone();
     if name.is_empty() {
         return Err(Error::new(ErrorKind::NotFound, "Could not create '': No such file or directory"))
             .context(converting);
@@ -361,7 +393,7 @@ fn make(
     if let Some(existing) = data_file.and_then(Placement::existing_at) {
         request.refuse_own_source(existing, &create.filename)?;
     }
-    let converting = || format!("{}: error while converting {}", create.filename, create.format);
+    let converting = || request.making(create);
     let created = prepare_create(create)?.create().context(converting)?;
     created.warnings.iter().for_each(|warning| progress.warn(warning));
     if let Some(data_file) = data_file.filter(|_| data_file_is_new) {

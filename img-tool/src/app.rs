@@ -217,6 +217,7 @@ fn run(cli: &Cli, app: &App) -> Outcome {
         Command::Compare(args) => cmd::compare::run(args, app),
         Command::Convert(args) => cmd::convert::run(args, app),
         Command::Create(args) => cmd::create::run(args, app),
+        Command::Dd(args) => cmd::dd::run(args, app),
         Command::Info(args) => cmd::info::run(args, app),
         Command::Map(args) => cmd::map::run(args, app),
         Command::Measure(args) => cmd::measure::run(args, app),

@@ -60,6 +60,8 @@ pub(crate) enum Command {
     Convert(Box<cmd::convert::Args>),
     /// Create an image
     Create(cmd::create::Args),
+    /// Copy blocks of an image to another, in another format if wanted
+    Dd(cmd::dd::Args),
     /// Display information about an image
     Info(cmd::info::Args),
     /// Show where the bytes of an image come from
@@ -77,7 +79,7 @@ pub(crate) enum Command {
 }
 
 /// Commands of qemu-img that are still to come.
-const LATER: &[&str] = &["amend", "bench", "bitmap", "commit", "dd", "rebase"];
+const LATER: &[&str] = &["amend", "bench", "bitmap", "commit", "rebase"];
 
 /// How a source image is named and opened; flattened into the commands that read one.
 #[derive(Debug, Clone, Default, clap::Args)]

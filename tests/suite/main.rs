@@ -7,6 +7,7 @@ mod compare;
 mod convert;
 mod crash;
 mod create;
+mod dd;
 mod devices;
 mod faults;
 mod hostile;

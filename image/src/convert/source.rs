@@ -13,6 +13,8 @@ pub(super) const SECTOR: u64 = 512;
 #[derive(Debug)]
 struct Part {
     device: Arc<dyn BlockDevice>,
+    /// The first byte of the device that is used.
+    first: u64,
     /// Where it starts in the whole.
     start: u64,
     /// Its size in bytes, without padding.
@@ -102,11 +104,22 @@ impl Source {
         Ok(source)
     }
 
+    /// `len` bytes of one disk from `offset` on. What lies past the disk's end reads as zeros.
+    ///
+    /// # Errors
+    /// They are more than a disk can have.
+    pub fn window(device: Arc<dyn BlockDevice>, offset: u64, len: u64) -> Result<Self> {
+        let size = len.checked_next_multiple_of(SECTOR).filter(|size| i64::try_from(*size).is_ok());
+        let size = size.ok_or_else(|| Error::usage("the window is too large"))?;
+        let held = device.size().saturating_sub(offset).min(len);
+        Ok(Self { parts: vec![Part { device, first: offset, start: 0, len: held }], size })
+    }
+
     fn push(&mut self, device: Arc<dyn BlockDevice>) -> Option<()> {
         let (start, len) = (self.size, device.size());
         let end = start.checked_add(len)?.checked_next_multiple_of(SECTOR)?;
         self.size = (i64::try_from(end).is_ok()).then_some(end)?;
-        self.parts.push(Part { device, start, len });
+        self.parts.push(Part { device, first: 0, start, len });
         Some(())
     }
 
@@ -143,7 +156,7 @@ impl Source {
             let take = if held > 0 { held } else { padding(offset) }.min(len_of(buf));
             let (head, rest) = buf.split_at_mut(to_usize(take));
             if held > 0 {
-                part.device.read_at(head, offset - part.start)?;
+                part.device.read_at(head, part.first + (offset - part.start))?;
             } else {
                 head.fill(0);
             }
@@ -163,7 +176,7 @@ impl Source {
         if offset >= part.end() {
             return Ok(zero(padding(offset).min(max_len)));
         }
-        let (inside, max_len) = (offset - part.start, max_len.min(part.end() - offset));
+        let (inside, max_len) = (part.first + (offset - part.start), max_len.min(part.end() - offset));
         let found = extent_to_depth(&*part.device, inside, max_len, depth)?;
         if found.stored == Stored::Absent {
             return Ok(part.absent(&found, depth));
@@ -233,6 +246,27 @@ mod tests {
             .map(|e| (e.len, e.kind))
             .into();
         assert_eq!(kinds, [(1000, Kind::Data), (24, Kind::Zero), (512, Kind::Data)]);
+    }
+
+    #[test]
+    fn a_window_shows_its_part_and_zeros_past_the_end() {
+        let disk = Fake::with((0..=255).cycle().take(1000).collect());
+        let source = Source::window(Arc::clone(&disk) as _, 500, 1100).unwrap();
+        assert_eq!(source.size(), 1536);
+        let mut all = vec![9; 1536];
+        source.read_at(&mut all, 0).unwrap();
+        assert_eq!((all[0], all[499], &all[500..]), (244, 231, &[0; 1036][..]));
+        assert_eq!((source.extent(0, 1536, u32::MAX).unwrap().len), 500);
+        let mut at = 500;
+        while at < 1536 {
+            let found = source.extent(at, 1536 - at, u32::MAX).unwrap();
+            assert_eq!(found.kind, Kind::Zero);
+            at += found.len;
+        }
+        let beyond = Source::window(disk, 5000, 512).unwrap();
+        let mut all = vec![9; 512];
+        beyond.read_at(&mut all, 0).unwrap();
+        assert_eq!(all, [0; 512]);
     }
 
     #[test]
