@@ -97,10 +97,92 @@ pub fn extent(device: &dyn BlockDevice, offset: u64, max_len: u64) -> Result<Ext
     extent_to_depth(device, offset, max_len, u32::MAX)
 }
 
+/// Looks through a chain from front to back, remembering what every layer has said, so that no table entry is
+/// looked at twice however many layers there are and however finely their extents alternate.
+///
+/// Offsets may be asked in any order; it pays if they ascend. The walker keeps what it has seen: whoever changes
+/// a layer needs a new one for what lies ahead of the change.
+#[derive(Debug)]
+pub struct Walker<'a> {
+    layers: Vec<Seen<'a>>,
+}
+
+/// A layer, and the last thing it has said.
+#[derive(Debug)]
+struct Seen<'a> {
+    device: &'a dyn BlockDevice,
+    size: u64,
+    from: u64,
+    found: Option<LayerExtent>,
+}
+
+impl Seen<'_> {
+    /// What the layer stores at `offset`, for at most `max_len` bytes.
+    fn at(&mut self, offset: u64, max_len: u64) -> Result<LayerExtent> {
+        match &self.found {
+            Some(found) if offset >= self.from && offset - self.from < found.len => {
+                let skip = offset - self.from;
+                let host_offset = found.host_offset.map(|host| host + skip);
+                Ok(LayerExtent { len: (found.len - skip).min(max_len), host_offset, ..*found })
+            }
+            _ => {
+                let found = self.device.layer_extent(offset, max_len)?;
+                (self.from, self.found) = (offset, Some(found));
+                Ok(found)
+            }
+        }
+    }
+}
+
+impl<'a> Walker<'a> {
+    /// Looks at `device` and at most `max_depth` layers below it (`u32::MAX`: all of them).
+    pub fn new(device: &'a dyn BlockDevice, max_depth: u32) -> Self {
+        let mut layers = vec![];
+        let mut next = Some(device);
+        while let Some(device) = next {
+            layers.push(Seen { device, size: device.size(), from: 0, found: None });
+            let more = u32::try_from(layers.len()).is_ok_and(|count| count <= max_depth);
+            next = device.backing().filter(|_| more).map(|backing| &**backing);
+        }
+        Self { layers }
+    }
+
+    /// What the layers store at `offset` (below the size), for at most `max_len` bytes. What lies deeper than the
+    /// walker looks is `Absent`.
+    ///
+    /// # Errors
+    /// As [`BlockDevice::layer_extent`].
+    pub fn extent(&mut self, offset: u64, max_len: u64) -> Result<Extent> {
+        let (mut len, mut depth) = (max_len, 0);
+        let absent =
+            |len, depth| Extent { offset, len, stored: Stored::Absent, zero: true, depth, host_offset: None };
+        for (index, layer) in (0..).zip(&mut self.layers) {
+            if index > 0 && offset >= layer.size {
+                break; // A shorter layer: zeros from here on.
+            }
+            len = len.min(layer.size - offset);
+            depth = index;
+            let found = layer.at(offset, len)?;
+            len = found.len;
+            if found.stored != Stored::Absent {
+                return Ok(Extent {
+                    offset,
+                    len,
+                    stored: found.stored,
+                    zero: found.reads_zero,
+                    depth,
+                    host_offset: found.host_offset,
+                });
+            }
+        }
+        Ok(absent(len, depth))
+    }
+}
+
 /// The extents of a range of a device, in order, neighbours that continue each other merged.
 #[derive(Debug)]
 pub struct Extents<'a> {
-    device: &'a dyn BlockDevice,
+    walker: Walker<'a>,
     offset: u64,
     end: u64,
     pending: Option<Extent>,
@@ -109,7 +191,7 @@ pub struct Extents<'a> {
 /// Iterates over the extents of `offset..offset + len`, cut off at the end of the disk.
 pub fn extents(device: &dyn BlockDevice, offset: u64, len: u64) -> Extents<'_> {
     let end = offset.saturating_add(len).min(device.size());
-    Extents { device, offset, end, pending: None }
+    Extents { walker: Walker::new(device, u32::MAX), offset, end, pending: None }
 }
 
 impl Iterator for Extents<'_> {
@@ -117,7 +199,7 @@ impl Iterator for Extents<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         while self.offset < self.end {
-            let found = match extent(self.device, self.offset, self.end - self.offset) {
+            let found = match self.walker.extent(self.offset, self.end - self.offset) {
                 Ok(found) => found,
                 Err(error) => {
                     self.offset = self.end;

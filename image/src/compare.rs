@@ -15,7 +15,7 @@ use block::{BlockDevice, Error, Storage, Stored};
 use parking_lot::Mutex;
 
 use crate::convert::default_threads;
-use crate::convert::source::{Kind, Place, Source};
+use crate::convert::source::{Kind, Look, Place, Source};
 use crate::convert::workers;
 use crate::open::Layer;
 use crate::progress::{Meter, Progress, cancelled};
@@ -284,6 +284,7 @@ impl Job<'_> {
 /// Walks both disks and gives out what has to be read.
 struct Cursor<'a> {
     disks: &'a [Source; 2],
+    looks: [Look<'a>; 2],
     strict: bool,
     position: u64,
     window: u64,
@@ -310,7 +311,8 @@ struct Status {
 
 impl<'a> Cursor<'a> {
     fn new(disks: &'a [Source; 2], strict: bool) -> Self {
-        Self { disks, strict, position: 0, window: FIRST_WINDOW, spans: [None; 2], skipped: 0 }
+        let looks = disks.each_ref().map(|disk| disk.look(u32::MAX));
+        Self { disks, looks, strict, position: 0, window: FIRST_WINDOW, spans: [None; 2], skipped: 0 }
     }
 
     /// The next piece that has to be read.
@@ -359,7 +361,7 @@ impl<'a> Cursor<'a> {
             return Ok(Span { start: offset, end: u64::MAX, status, place: None });
         }
         let found =
-            disk.extent(offset, self.window.min(disk.size() - offset), u32::MAX).map_err(|error| {
+            self.looks[side].extent(offset, self.window.min(disk.size() - offset)).map_err(|error| {
                 (offset, End::Error(CompareError { stage: Stage::BlockStatus, side, offset, error }))
             })?;
         self.window = if found.len == self.window { self.window.saturating_mul(2) } else { FIRST_WINDOW };

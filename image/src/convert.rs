@@ -29,7 +29,7 @@ pub(crate) mod source;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-mod turns;
+pub(crate) mod turns;
 pub(crate) mod workers;
 
 use std::path::Path;

@@ -31,6 +31,7 @@ pub mod options;
 pub mod policy;
 pub mod progress;
 mod rate;
+pub mod rebase;
 pub mod spec;
 pub mod suggest;
 pub mod target;

@@ -68,6 +68,8 @@ pub(crate) enum Command {
     Map(cmd::map::Args),
     /// Calculate the file size required for a new image
     Measure(cmd::measure::Args),
+    /// Change the backing file of an image
+    Rebase(cmd::rebase::Args),
     /// Change the size of an image
     Resize(cmd::resize::Args),
     /// List, create, apply or delete internal snapshots of an image
@@ -79,7 +81,7 @@ pub(crate) enum Command {
 }
 
 /// Commands of qemu-img that are still to come.
-const LATER: &[&str] = &["amend", "bench", "bitmap", "commit", "rebase"];
+const LATER: &[&str] = &["amend", "bench", "bitmap", "commit"];
 
 /// How a source image is named and opened; flattened into the commands that read one.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -322,7 +324,7 @@ fn option_letter(argument: &str, words: &[String]) -> String {
 fn what_is_missing(command: Option<&str>) -> String {
     match command {
         Some("create") => "Expecting image file name",
-        Some("check" | "info" | "map" | "snapshot") => "Expecting one image file name",
+        Some("check" | "commit" | "info" | "map" | "rebase" | "snapshot") => "Expecting one image file name",
         Some("resize") => "Expecting image file name and size",
         Some("compare") => "Expecting two image file names",
         Some("convert") => "Must specify image file name",
@@ -333,7 +335,9 @@ fn what_is_missing(command: Option<&str>) -> String {
 
 fn too_much(command: Option<&str>, argument: &str) -> String {
     match command {
-        Some("check" | "info" | "map" | "snapshot") => "Expecting one image file name".to_owned(),
+        Some("check" | "commit" | "info" | "map" | "rebase" | "snapshot") => {
+            "Expecting one image file name".to_owned()
+        }
         Some("resize") => "Expecting image file name and size".to_owned(),
         Some("compare") => "Expecting two image file names".to_owned(),
         Some("measure") => "At most one filename argument is allowed.".to_owned(),

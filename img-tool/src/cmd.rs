@@ -10,5 +10,6 @@ pub(crate) mod info;
 pub(crate) mod man;
 pub(crate) mod map;
 pub(crate) mod measure;
+pub(crate) mod rebase;
 pub(crate) mod resize;
 pub(crate) mod snapshot;

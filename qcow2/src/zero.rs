@@ -29,6 +29,33 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Makes a range read as zeros whatever backing file the image has now or will have: every (sub)cluster of it
+    /// says so itself, also where nothing lies behind it at present. The range should consist of whole
+    /// (sub)clusters (the end of the disk counts as the end of one); what does not is written.
+    ///
+    /// # Errors
+    /// As [`write_zeroes_at`](BlockDevice::write_zeroes_at).
+    pub fn write_own_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        self.check_write(offset, len)?;
+        let (mut at, end) = (offset, offset + len);
+        let unit = self.geometry.subcluster_size();
+        let whole_end = align_down(self.effective_end(end, unit), unit);
+        while at < end {
+            let whole = block::num::is_aligned(at, unit) && at < whole_end && self.version >= 3;
+            let piece = match whole {
+                true => self.zero_piece_len(at, whole_end - at),
+                false => (align_down(at, unit) + unit).min(end) - at,
+            };
+            if whole && !self.external_raw {
+                self.zero_whole_as(at, piece, ZeroMode::UNMAP, true)?;
+            } else {
+                self.zero_by_writing(at, piece.min(end - at), ZeroMode::ALLOCATE)?;
+            }
+            at += piece.min(end - at);
+        }
+        Ok(())
+    }
+
     /// Where a range that reaches the end of the disk ends for the purpose of whole (sub)clusters.
     fn effective_end(&self, end: u64, unit: u64) -> u64 {
         if end == self.size() { align_up(end, unit).unwrap_or(end) } else { end }
@@ -94,6 +121,11 @@ impl Qcow2 {
 
     /// Zeros in whole subclusters of one cluster, or in whole clusters of one L2 table.
     fn zero_whole(&self, at: u64, len: u64, mode: ZeroMode) -> Result<()> {
+        self.zero_whole_as(at, len, mode, false)
+    }
+
+    /// The same; `forced` says so in the tables even where nothing lies behind.
+    fn zero_whole_as(&self, at: u64, len: u64, mode: ZeroMode, forced: bool) -> Result<()> {
         self.throttle()?;
         let (first, last) = self.clusters(at, len);
         if self.external_raw {
@@ -113,7 +145,7 @@ impl Qcow2 {
         self.with_meta(|meta| self.ensure_tables(meta, first, last))?;
         let start = self.geometry.offset_of(first);
         self.link(at, last - first + 1, |i, old| {
-            self.zeroed(old, mask, mode, self.backed(start + self.geometry.offset_of(i)))
+            self.zeroed(old, mask, mode, forced || self.backed(start + self.geometry.offset_of(i)))
         })
     }
 

@@ -131,6 +131,21 @@ impl Dir {
         std::fs::copy(self.file(from), self.file(to)).unwrap();
     }
 
+    /// A folder with copies of all files of this one.
+    pub fn duplicate(&self) -> Self {
+        let copy = Self::new();
+        for entry in std::fs::read_dir(self.path()).unwrap().map(Result::unwrap) {
+            std::fs::copy(entry.path(), copy.file(&entry.file_name().to_string_lossy())).unwrap();
+        }
+        copy
+    }
+
+    /// The space that a file takes, in bytes.
+    pub fn taken(&self, name: &str) -> u64 {
+        use std::os::unix::fs::MetadataExt as _;
+        std::fs::metadata(self.file(name)).unwrap().blocks() * 512
+    }
+
     /// The bytes of the disk that qemu-img sees in an image.
     #[track_caller]
     pub fn qemu_reads(&self, image: &str) -> Vec<u8> {

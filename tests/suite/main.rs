@@ -16,6 +16,7 @@ mod locks;
 mod map;
 mod measure;
 mod random_ops;
+mod rebase;
 mod replay;
 mod resize;
 mod snapshot;

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 
 use super::plan::{Action, Cursor, Fresh, Item, Plan, Sharing};
 use super::salvage::{Losses, Salvage};
-use super::source::{Place, Source};
+use super::source::{Place, SECTOR, Source};
 use super::turns::Turns;
 use super::workers;
 use crate::progress::{Meter, Progress};
@@ -127,7 +127,7 @@ pub(crate) fn compression_unsupported() -> Error {
 }
 
 /// No more workers than there are pieces.
-fn workers_for(threads: usize, size: u64, chunk: u64) -> usize {
+pub(crate) fn workers_for(threads: usize, size: u64, chunk: u64) -> usize {
     usize::try_from(size.div_ceil(chunk)).unwrap_or(usize::MAX).clamp(1, threads.max(1))
 }
 
@@ -141,6 +141,9 @@ fn plan<'a>(
         compressor.map_or(target.limits().preferred, |writer| writer.cluster_size()).max(512).into();
     let wanted = options.chunk.unwrap_or(CHUNK);
     let unit = options.sparse.max(1).next_multiple_of(cluster);
+    // What has contents already is written to as finely as the source is stored: completing its clusters is its own
+    // affair, and two workers in one cluster are no harm there.
+    let cluster = if matches!(options.fresh, Fresh::Base { .. }) { SECTOR } else { cluster };
     Plan {
         source,
         target,
@@ -156,7 +159,9 @@ fn plan<'a>(
 
 /// Bytes that are looked at together for zeros: a hole in less than the target can leave out saves nothing.
 fn zero_unit(sparse: u64, plan: &Plan<'_>) -> u64 {
-    let smallest = u64::from(plan.target.limits().discard_granularity).clamp(1, plan.cluster);
+    let smallest = u64::from(plan.target.limits().discard_granularity).max(1);
+    let smallest =
+        if matches!(plan.fresh, Fresh::Base { .. }) { smallest } else { smallest.min(plan.cluster) };
     sparse.max(1).next_multiple_of(smallest)
 }
 
@@ -367,7 +372,7 @@ impl<'a> Job<'a> {
     fn zeros_are_there(&self, offset: u64) -> bool {
         match self.plan.fresh {
             Fresh::Zeros => true,
-            Fresh::Unknown => false,
+            Fresh::Unknown | Fresh::Base { .. } => false,
             Fresh::Backing { .. } => {
                 self.plan.target.backing().is_none_or(|backing| offset >= backing.size())
             }
@@ -577,7 +582,7 @@ impl Scratch {
     }
 }
 
-fn buffer(len: u64) -> AlignedBuf {
+pub(crate) fn buffer(len: u64) -> AlignedBuf {
     AlignedBuf::new(to_usize(len), BUFFER_ALIGNMENT)
 }
 
@@ -586,7 +591,7 @@ fn write_error(offset: u64) -> String {
 }
 
 /// Appends a range, merged with the one before where that is of the same kind and adjacent.
-fn add_run(found: &mut Vec<(Range<usize>, bool)>, run: Range<usize>, zero: bool) {
+pub(crate) fn add_run(found: &mut Vec<(Range<usize>, bool)>, run: Range<usize>, zero: bool) {
     match found.last_mut() {
         Some((last, same)) if last.end == run.start && *same == zero => last.end = run.end,
         _ => found.push((run, zero)),

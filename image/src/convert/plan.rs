@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use block::{BlockDevice, Result, ResultExt as _, Storage, Stored};
 use parking_lot::Mutex;
 
-use super::source::{Kind, Place, Source};
+use super::source::{Kind, Look, Place, Source};
 
 /// What the target reads as where nothing has been written yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,11 @@ pub enum Fresh {
         /// How many layers of the source lie above the one that is also the target's backing device (at
         /// least 1). `None`: the backing device is another one, which may or may not hold the same bytes.
         layers_above: Option<u32>,
+    },
+    /// Its old contents, and the source is a chain on top of it: a commit.
+    Base {
+        /// How many layers of the source lie above the target (at least 1).
+        layers_above: u32,
     },
 }
 
@@ -136,13 +141,14 @@ impl<'a> Plan<'a> {
     fn depth(&self) -> u32 {
         match self.fresh {
             Fresh::Backing { layers_above } => layers_above.unwrap_or(1).saturating_sub(1),
+            Fresh::Base { layers_above } => layers_above.saturating_sub(1),
             _ => u32::MAX,
         }
     }
 
     /// What has to be done at `offset`, for at most `max_len` bytes.
-    fn classify(&self, offset: u64, max_len: u64) -> Result<Span<'a>> {
-        let found = self.source.extent(offset, max_len, self.depth());
+    fn classify(&self, looks: &mut Looks<'a>, offset: u64, max_len: u64) -> Result<Span<'a>> {
+        let found = looks.above.extent(offset, max_len);
         let found = found.context(|| format!("error while reading block status at offset {offset}"))?;
         let span = |len: u64, class| Span { start: offset, end: offset + len, class };
         match found.kind {
@@ -150,10 +156,12 @@ impl<'a> Plan<'a> {
                 let share = found.place.filter(|place| self.sharing.may_try(place));
                 Ok(span(found.len, Class::Do(share.map_or(Action::Copy, Action::Share))))
             }
-            Kind::Below if matches!(self.fresh, Fresh::Backing { layers_above: Some(_) }) => {
+            Kind::Below
+                if matches!(self.fresh, Fresh::Backing { layers_above: Some(_) } | Fresh::Base { .. }) =>
+            {
                 Ok(span(found.len, Class::Skip))
             }
-            Kind::Below => self.classify_below(offset, found.len),
+            Kind::Below => self.classify_below(looks, offset, found.len),
             Kind::Zero => self.classify_zero(offset, found.len),
         }
     }
@@ -163,7 +171,7 @@ impl<'a> Plan<'a> {
         let (len, class) = match self.fresh {
             _ if self.keep_zeros => (len, zero),
             Fresh::Zeros => (len, Class::Skip),
-            Fresh::Unknown => self.zero_unless_present(offset, len, zero)?,
+            Fresh::Unknown | Fresh::Base { .. } => self.zero_unless_present(offset, len, zero)?,
             Fresh::Backing { .. } => match self.covered_by_backing(offset) {
                 0 => (len, Class::Skip),
                 covered => (len.min(covered), zero),
@@ -174,8 +182,8 @@ impl<'a> Plan<'a> {
 
     /// A range that the source's top layer does not store, over a target whose backing device is not known to
     /// be what lies below.
-    fn classify_below(&self, offset: u64, len: u64) -> Result<Span<'a>> {
-        let source = self.source.extent(offset, len, u32::MAX);
+    fn classify_below(&self, looks: &mut Looks<'a>, offset: u64, len: u64) -> Result<Span<'a>> {
+        let source = looks.whole.extent(offset, len);
         let source = source.context(|| format!("error while reading block status at offset {offset}"))?;
         let (len, class) = match (source.kind, self.target.backing()) {
             (Kind::Zero, Some(backing)) if offset < backing.size() => {
@@ -201,10 +209,20 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// Where the looks through the source have arrived.
+#[derive(Debug)]
+struct Looks<'a> {
+    /// At the layers that the plan tells apart.
+    above: Look<'a>,
+    /// At all layers.
+    whole: Look<'a>,
+}
+
 /// Walks the source and hands out pieces in order.
 #[derive(Debug)]
 pub(super) struct Cursor<'a> {
     plan: &'a Plan<'a>,
+    looks: Looks<'a>,
     position: u64,
     ticket: u64,
     window: u64,
@@ -215,7 +233,8 @@ pub(super) struct Cursor<'a> {
 impl<'a> Cursor<'a> {
     /// At the start of the source.
     pub(super) fn new(plan: &'a Plan<'a>) -> Self {
-        Self { plan, position: 0, ticket: 0, window: FIRST_WINDOW, span: None, skipped: 0 }
+        let looks = Looks { above: plan.source.look(plan.depth()), whole: plan.source.look(u32::MAX) };
+        Self { plan, looks, position: 0, ticket: 0, window: FIRST_WINDOW, span: None, skipped: 0 }
     }
 
     /// Where the walk has arrived.
@@ -305,7 +324,7 @@ impl<'a> Cursor<'a> {
 
     fn look_up(&mut self, offset: u64) -> Result<Span<'a>> {
         let left = self.plan.source.size() - offset;
-        match self.plan.classify(offset, left.min(self.window)) {
+        match self.plan.classify(&mut self.looks, offset, left.min(self.window)) {
             Ok(span) => {
                 let filled = span.end - span.start == self.window;
                 self.window = if filled { self.window.saturating_mul(2) } else { FIRST_WINDOW };

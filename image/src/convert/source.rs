@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use block::extent::{Extent, extent_to_depth};
+use block::extent::{Extent, Walker};
 use block::num::{len_of, to_usize};
 use block::{BlockDevice, Error, Result, Storage, Stored};
 
@@ -166,18 +166,34 @@ impl Source {
     }
 
     /// How the source stores what lies at `offset` (below the size), for at most `max_len` bytes. Looks at the
-    /// first `depth` layers below the top of every part only (`u32::MAX`: at all).
+    /// first `depth` layers below the top of every part only (`u32::MAX`: at all). Whoever asks more than once
+    /// uses [`look`](Self::look).
     ///
     /// # Errors
     /// Those of the disks.
     pub fn extent(&self, offset: u64, max_len: u64, depth: u32) -> Result<SourceExtent<'_>> {
+        self.look(depth).extent(offset, max_len)
+    }
+
+    /// A look through the source from front to back, at the first `depth` layers below the top of every part
+    /// (`u32::MAX`: at all).
+    pub fn look(&self, depth: u32) -> Look<'_> {
+        Look { source: self, depth, walker: None }
+    }
+
+    fn extent_with<'a>(&'a self, look: &mut Look<'a>, offset: u64, max_len: u64) -> Result<SourceExtent<'a>> {
         let zero = |len| SourceExtent::without_place(len, Kind::Zero, Stored::Zero);
         let Some(part) = self.part_at(offset) else { return Ok(zero(max_len)) };
         if offset >= part.end() {
             return Ok(zero(padding(offset).min(max_len)));
         }
-        let (inside, max_len) = (part.first + (offset - part.start), max_len.min(part.end() - offset));
-        let found = extent_to_depth(&*part.device, inside, max_len, depth)?;
+        let (inside, max_len, depth) =
+            (part.first + (offset - part.start), max_len.min(part.end() - offset), look.depth);
+        let walker = match &mut look.walker {
+            Some((start, walker)) if *start == part.start => walker,
+            other => &mut other.insert((part.start, Walker::new(&*part.device, depth))).1,
+        };
+        let found = walker.extent(inside, max_len)?;
         if found.stored == Stored::Absent {
             return Ok(part.absent(&found, depth));
         }
@@ -206,6 +222,25 @@ impl Source {
             found
         };
         self.parts.iter().flat_map(chain).collect()
+    }
+}
+
+/// A look through a source: see [`Source::look`].
+#[derive(Debug)]
+pub struct Look<'a> {
+    source: &'a Source,
+    depth: u32,
+    /// The part that was looked at last, by its start, and where the look through it has arrived.
+    walker: Option<(u64, Walker<'a>)>,
+}
+
+impl<'a> Look<'a> {
+    /// As [`Source::extent`].
+    ///
+    /// # Errors
+    /// Those of the disks.
+    pub fn extent(&mut self, offset: u64, max_len: u64) -> Result<SourceExtent<'a>> {
+        self.source.extent_with(self, offset, max_len)
     }
 }
 

@@ -6,7 +6,7 @@ use parking_lot::{Condvar, Mutex};
 
 /// Admits the holders of tickets 0, 1, 2.. one after the other.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
+pub(crate) struct Turns {
     now: Mutex<u64>,
     changed: Condvar,
     aborted: AtomicBool,
@@ -15,13 +15,13 @@ pub(super) struct Turns {
 /// The right to act. Dropping it calls the next ticket.
 #[derive(Debug)]
 #[must_use]
-pub(super) struct Turn<'a>(&'a Turns);
+pub(crate) struct Turn<'a>(&'a Turns);
 
 impl Turns {
     /// Waits for the turn of `ticket`. `None`: the work has been aborted.
     ///
     /// Every ticket must be used exactly once, or everything be aborted: later ones wait for it.
-    pub(super) fn wait(&self, ticket: u64) -> Option<Turn<'_>> {
+    pub(crate) fn wait(&self, ticket: u64) -> Option<Turn<'_>> {
         let mut now = self.now.lock();
         while *now != ticket {
             if self.is_aborted() {
@@ -33,7 +33,7 @@ impl Turns {
     }
 
     /// Sends everybody away, now and from now on.
-    pub(super) fn abort(&self) {
+    pub(crate) fn abort(&self) {
         self.aborted.store(true, Ordering::Relaxed);
         // Under the lock, so that nobody who has just looked at the flag falls asleep afterwards.
         let _now = self.now.lock();
@@ -41,7 +41,7 @@ impl Turns {
     }
 
     /// Whether [`abort`](Self::abort) has been called.
-    pub(super) fn is_aborted(&self) -> bool {
+    pub(crate) fn is_aborted(&self) -> bool {
         self.aborted.load(Ordering::Relaxed)
     }
 }

@@ -254,6 +254,11 @@ fn backing_format(options: &Options) -> Result<Option<Vec<u8>>> {
     }
 }
 
+/// Whether images may name this as the format of their backing file.
+pub(crate) fn is_backing_format(name: &str) -> bool {
+    BACKING_FORMATS.contains(&name)
+}
+
 fn preallocation(options: &Options) -> Result<Preallocation> {
     match options.given("preallocation") {
         None => Ok(Preallocation::Off),
