@@ -18,6 +18,7 @@
 //! through [`progress::Progress`].
 
 pub mod check;
+pub mod checksum;
 pub mod compare;
 pub mod convert;
 pub mod create;

@@ -62,6 +62,11 @@ impl App {
         self.complain(&format!("warning: {message}"));
     }
 
+    /// Shows an error with its hints, without ending the program.
+    pub(crate) fn show(&self, error: &block::Error) {
+        self.say(&hint::render(error, self.program, self.output.colour));
+    }
+
     /// With `-v`, prints a line on standard error.
     pub(crate) fn tell(&self, line: &str) {
         if self.global.verbose {
@@ -117,7 +122,7 @@ impl App {
     fn end(&self, failure: Failure) -> Exit {
         match failure {
             Failure::Error { exit, error } => {
-                self.say(&hint::render(&error, self.program, self.output.colour));
+                self.show(&error);
                 exit
             }
             Failure::Silent(exit) => exit,
@@ -203,7 +208,10 @@ fn version(app: &App) -> String {
 
 /// Makes a write past the file size limit an error (EFBIG) instead of a deadly signal, for verbs that write.
 fn survive_file_size_limit(command: &Command) {
-    if !matches!(command, Command::Info(_) | Command::Map(_) | Command::Compare(_) | Command::Measure(_)) {
+    if !matches!(
+        command,
+        Command::Info(_) | Command::Map(_) | Command::Compare(_) | Command::Measure(_) | Command::Checksum(_)
+    ) {
         let caught = Arc::new(AtomicBool::new(false));
         // If it cannot be set the limit still ends the program, only less politely.
         let _ = signal_hook::flag::register(nix::libc::SIGXFSZ, caught);
@@ -214,6 +222,7 @@ fn run(cli: &Cli, app: &App) -> Outcome {
     survive_file_size_limit(&cli.command);
     match &cli.command {
         Command::Check(args) => cmd::check::run(args, app),
+        Command::Checksum(args) => cmd::checksum::run(args, app),
         Command::Compare(args) => cmd::compare::run(args, app),
         Command::Convert(args) => cmd::convert::run(args, app),
         Command::Create(args) => cmd::create::run(args, app),

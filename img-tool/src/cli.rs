@@ -54,6 +54,8 @@ pub(crate) struct GlobalArgs {
 pub(crate) enum Command {
     /// Check the structures of an image, and repair them
     Check(cmd::check::Args),
+    /// Print digests of the contents of disks, or check them
+    Checksum(cmd::checksum::Args),
     /// Check if two images have the same contents
     Compare(cmd::compare::Args),
     /// Copy one or more images to another, in another format if wanted
