@@ -19,6 +19,7 @@
 
 pub mod check;
 pub mod checksum;
+pub mod commit;
 pub mod compare;
 pub mod convert;
 pub mod create;

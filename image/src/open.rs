@@ -53,6 +53,9 @@ pub enum Share {
 pub struct OpenOptions {
     /// For writing. Backing files are always opened read-only.
     pub writable: bool,
+    /// The member of the chain so many hops below the first one (at least 1) is opened for writing, too: what is
+    /// on top of it will be committed to it.
+    pub writable_base: Option<usize>,
     /// The size will be changed.
     pub resizable: bool,
     /// How the host's cache is used.

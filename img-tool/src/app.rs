@@ -223,6 +223,7 @@ fn run(cli: &Cli, app: &App) -> Outcome {
     match &cli.command {
         Command::Check(args) => cmd::check::run(args, app),
         Command::Checksum(args) => cmd::checksum::run(args, app),
+        Command::Commit(args) => cmd::commit::run(args, app),
         Command::Compare(args) => cmd::compare::run(args, app),
         Command::Convert(args) => cmd::convert::run(args, app),
         Command::Create(args) => cmd::create::run(args, app),

@@ -56,6 +56,8 @@ pub(crate) enum Command {
     Check(cmd::check::Args),
     /// Print digests of the contents of disks, or check them
     Checksum(cmd::checksum::Args),
+    /// Commit the changes of an image to its backing file
+    Commit(cmd::commit::Args),
     /// Check if two images have the same contents
     Compare(cmd::compare::Args),
     /// Copy one or more images to another, in another format if wanted
@@ -83,7 +85,7 @@ pub(crate) enum Command {
 }
 
 /// Commands of qemu-img that are still to come.
-const LATER: &[&str] = &["amend", "bench", "bitmap", "commit"];
+const LATER: &[&str] = &["amend", "bench", "bitmap"];
 
 /// How a source image is named and opened; flattened into the commands that read one.
 #[derive(Debug, Clone, Default, clap::Args)]

@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 pub(crate) mod checksum;
+pub(crate) mod commit;
 pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod convert;

@@ -28,6 +28,7 @@ pub mod check;
 pub mod codec;
 pub mod create;
 pub mod device;
+mod empty;
 pub mod error;
 pub mod extension;
 pub mod features;

@@ -252,6 +252,28 @@ impl Refcounts {
         self.dirty_blocks += 1;
     }
 
+    /// Whether the block with this index counts nothing but the cluster `own`, once.
+    pub(crate) fn counts_only(&mut self, storage: &dyn Storage, index: u64, own: u64) -> Result<bool> {
+        let bits = self.geometry.refcount_block_bits();
+        let (first, end) = (index << bits, (index + 1) << bits);
+        for cluster in first..end {
+            if self.get(storage, cluster)? != u64::from(cluster == own) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes a block out of the table. What it counted counts as free.
+    pub(crate) fn drop_block(&mut self, index: u64) {
+        self.table[to_usize(index)] = 0;
+        self.dirty_entries.insert(index);
+        self.ring.retain(|other| *other != index);
+        if self.blocks.remove(&index).is_some_and(|block| block.dirty) {
+            self.dirty_blocks -= 1;
+        }
+    }
+
     /// Makes room for table entries up to `len` (in memory).
     pub(crate) fn grow_table(&mut self, len: u64) {
         self.table.resize(to_usize(len), 0);

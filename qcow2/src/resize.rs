@@ -194,7 +194,7 @@ impl Qcow2 {
     }
 
     /// Gives the free clusters at the end of the file back to the host.
-    fn cut_file(&self) -> Result<()> {
+    pub(crate) fn cut_file(&self) -> Result<()> {
         if self.storage.fixed_len() {
             return Ok(());
         }
@@ -202,7 +202,9 @@ impl Qcow2 {
         let len = self.storage.len()?;
         let mut end = self.geometry.clusters_for(len);
         while end > 0 && meta.refcounts.get(&*self.storage, end - 1)? == 0 {
-            end -= 1;
+            let block = meta.refcounts.block_index(end - 1);
+            let counted = meta.refcounts.block_offset(block).is_some();
+            end = if counted { end - 1 } else { block << self.geometry.refcount_block_bits() };
         }
         let new_len = self.geometry.offset_of(end);
         if new_len < len {

@@ -37,6 +37,7 @@ impl Qcow2 {
     /// As [`write_zeroes_at`](BlockDevice::write_zeroes_at).
     pub fn write_own_zeroes(&self, offset: u64, len: u64) -> Result<()> {
         self.check_write(offset, len)?;
+        self.record(offset, len)?;
         let (mut at, end) = (offset, offset + len);
         let unit = self.geometry.subcluster_size();
         let whole_end = align_down(self.effective_end(end, unit), unit);

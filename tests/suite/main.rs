@@ -4,6 +4,7 @@
 mod check;
 mod checksum;
 mod cli;
+mod commit;
 mod compare;
 mod convert;
 mod crash;

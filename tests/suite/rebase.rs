@@ -5,7 +5,7 @@ use tests::skip::qemu10;
 use tests::{Dir, requires};
 
 /// base <- mid <- top, and two images that have nothing to do with them.
-fn family(overlay_options: &str, cluster: u64) -> Dir {
+pub(crate) fn family(overlay_options: &str, cluster: u64) -> Dir {
     let dir = Dir::new();
     let size = 24 * cluster.max(64 << 10) + if cluster > 512 { 1024 } else { 0 };
     dir.qemu_ok(&format!("create -q -f qcow2 base.qcow2 {size}"));
@@ -30,7 +30,7 @@ fn family(overlay_options: &str, cluster: u64) -> Dir {
     dir
 }
 
-fn io(dir: &Dir, image: &str, lines: &[&str]) {
+pub(crate) fn io(dir: &Dir, image: &str, lines: &[&str]) {
     let mut cmd = tests::command::qemu_io().words("-f qcow2").arg(image).dir(dir.path());
     for line in lines {
         cmd = cmd.arg("-c").arg(*line);

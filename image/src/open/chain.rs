@@ -40,9 +40,15 @@ fn descend(node: &Node, options: &OpenOptions) -> Result<Vec<Opened>> {
     let mut next = Some(node.clone());
     while let Some(node) = next.take() {
         let depth = chain.len();
-        let purpose = if depth == 0 { Purpose::Top } else { Purpose::Backing };
+        let purpose = match depth {
+            0 => Purpose::Top,
+            _ if options.writable_base == Some(depth) => Purpose::Base,
+            _ => Purpose::Backing,
+        };
         let name = node.shown_name(Format::Raw);
-        let opened = open_own(node, purpose, options).map_err(|error| below(error, depth))?;
+        // Whoever opens a base has opened the same chain before, and wants to know what is wrong with the base.
+        let hops = if purpose == Purpose::Base { 0 } else { depth };
+        let opened = open_own(node, purpose, options).map_err(|error| below(error, hops))?;
         if opened.container.identity().is_some_and(|file| !seen.insert((file, opened.window()))) {
             return Err(Error::invalid(format!("Backing file '{name}' creates an infinite loop.")));
         }
@@ -70,7 +76,11 @@ pub(crate) fn open_own(mut node: Node, purpose: Purpose, options: &OpenOptions) 
     if node.backing == Backing::None && options.backing == BackingMode::Ignore {
         node.backing = Backing::FromImage;
     }
-    let writable = options.writable && purpose == Purpose::Top;
+    let writable = match purpose {
+        Purpose::Top => options.writable,
+        Purpose::Backing => false,
+        Purpose::Base => true,
+    };
     if writable && node.read_only {
         return Err(Error::new(ErrorKind::ReadOnly, "Block node is read-only"));
     }

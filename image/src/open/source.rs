@@ -29,6 +29,8 @@ pub(crate) enum Purpose {
     Top,
     /// A backing file.
     Backing,
+    /// A backing file that will be written to.
+    Base,
 }
 
 impl Container {
