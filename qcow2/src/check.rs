@@ -8,7 +8,7 @@
 //!     |
 //!   compare     with the refcounts in the file: leaks and corruptions; with the COPIED flags
 //!     |
-//!   repair      writes the counts that were computed
+//!   repair      writes the counts that were computed; elsewhere, if the refcount structures are damaged
 //! ```
 //!
 //! Problems, counts of problems and statistics are those of `qemu-img check`, differential tests say so.
@@ -29,7 +29,13 @@
 mod compare;
 mod copied;
 mod counts;
+mod entries;
+mod place;
+mod rebuild;
 mod repair;
+#[cfg(test)]
+mod repair_tests;
+mod snapshots;
 mod structures;
 #[cfg(test)]
 mod tests;
@@ -43,6 +49,7 @@ use block::{Result, Storage};
 use self::compare::StoredRefcounts;
 use self::copied::Action;
 use self::counts::{Counts, EXCLUSIVE};
+use self::place::Ghosts;
 use self::walk::Tables;
 use crate::geometry::Geometry;
 use crate::header::Header;
@@ -54,7 +61,7 @@ use crate::header::Header;
 ///
 /// # Errors
 /// The host failed to write or to tell the file's length (what cannot be read is part of the report);
-/// `Unsupported` if there is damage that cannot be repaired in place, with nothing changed.
+/// `Unsupported` if there is damage that cannot be repaired, with nothing changed.
 pub fn check(
     storage: &Arc<dyn Storage>,
     header: &Header,
@@ -65,6 +72,9 @@ pub fn check(
     let mut check = Check::new(&**storage, header, data_file_len, repair)?;
     check.run()?;
     check.repair()?;
+    if check.verify {
+        check.verify()?;
+    }
     Ok(check.report)
 }
 
@@ -96,8 +106,29 @@ struct Check<'a> {
     next_contiguous: u64,
     /// Some COPIED flag is wrong.
     copied_suspect: bool,
-    /// Why nothing can be repaired: not everything has been counted, or there is no place for the counts.
+    /// Why nothing can be repaired.
     blocked: Option<&'static str>,
+    /// Why clusters that seem to be leaked may be in use all the same: something that refers to clusters could not
+    /// be followed. They are kept.
+    incomplete: Option<&'static str>,
+    /// Why the refcounts cannot be repaired where they are.
+    rebuild: Option<&'static str>,
+    /// The repair changes more than refcounts and flags: only another look at the image tells what is left.
+    verify: bool,
+    /// Some cluster has more references than a refcount of this width can say.
+    too_many: bool,
+    /// A structure shares a cluster with guest data.
+    data_on_metadata: bool,
+    /// Zero clusters with an impossible place, which a repair takes away.
+    bad_zero_places: u64,
+    /// The snapshot table as it should be.
+    snapshot_table: Option<snapshots::NewTable>,
+    /// Clusters (first, one past the last) of structures that must not share theirs.
+    exclusive: Vec<(u64, u64)>,
+    /// References that lead past the end of the file.
+    ghosts: Ghosts,
+    /// No cluster below this one is free for what a repair writes.
+    next_place: u64,
     /// Of the report, what a repair fixes.
     fixable_corruptions: u64,
     fixable_leaks: u64,
@@ -131,6 +162,16 @@ impl<'a> Check<'a> {
             next_contiguous: 0,
             copied_suspect: false,
             blocked: None,
+            incomplete: None,
+            rebuild: None,
+            verify: false,
+            too_many: false,
+            data_on_metadata: false,
+            bad_zero_places: 0,
+            snapshot_table: None,
+            exclusive: vec![],
+            ghosts: Ghosts::default(),
+            next_place: 0,
             fixable_corruptions: 0,
             fixable_leaks: 0,
         })
@@ -161,7 +202,7 @@ impl<'a> Check<'a> {
     fn failed(&mut self, message: impl FnOnce() -> String) {
         self.report.check_errors += 1;
         self.say(message);
-        self.block("a part of it could not be examined");
+        self.not_followed("a part of it could not be examined");
     }
 
     /// Adds a line, made only if there is room for it.
@@ -178,6 +219,16 @@ impl<'a> Check<'a> {
         self.blocked.get_or_insert(reason);
     }
 
+    /// Notes why not everything that is in use has been counted.
+    fn not_followed(&mut self, reason: &'static str) {
+        self.incomplete.get_or_insert(reason);
+    }
+
+    /// Notes why refcounts cannot be repaired where they are.
+    fn damaged_refcounts(&mut self, reason: &'static str) {
+        self.rebuild.get_or_insert(reason);
+    }
+
     /// Reads from the image; a failure becomes part of the report.
     fn read(&mut self, buf: &mut [u8], offset: u64) -> bool {
         match self.storage.read_at(buf, offset) {
@@ -185,6 +236,7 @@ impl<'a> Check<'a> {
             Err(error) => {
                 let len = buf.len();
                 self.failed(|| format!("ERROR: could not read {len:#x} bytes at {offset:#x}: {error}"));
+                self.block("it could not be read");
                 false
             }
         }
@@ -203,6 +255,7 @@ impl<'a> Check<'a> {
             return true;
         }
         if !self.countable(offset, len) {
+            self.note_ghost(offset, len, count);
             self.corrupt(count, || {
                 format!(
                     "ERROR: counting reference for region exceeding the end of the file by one cluster or more: \
@@ -224,6 +277,10 @@ impl<'a> Check<'a> {
     fn metadata(&mut self, offset: u64, len: u64, count: u64, flags: u16) -> bool {
         if !self.reference(offset, len, count, flags) {
             return false;
+        }
+        if flags & EXCLUSIVE != 0 {
+            let end = self.geometry.clusters_for(offset + len);
+            self.exclusive.push((self.geometry.cluster_of(offset), end));
         }
         if offset < self.file_len && offset + len > self.file_len {
             self.corrupt(count, || past_the_end(offset, len));

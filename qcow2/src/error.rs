@@ -262,7 +262,18 @@ pub enum Error {
     /// The external data file was not given and the image does not name it.
     #[error("'data-file' is required for this image")]
     DataFileRequired,
-    /// Damage that cannot be repaired in place.
+    /// More references to a cluster than a refcount of the image's width can say.
+    #[error(
+        "overflow cluster offset={offset:#x}: more references than its refcount can say; nothing has been changed"
+    )]
+    RefcountWidth {
+        /// The host offset of the cluster.
+        offset: u64,
+    },
+    /// The refcount structures are damaged, and not all of the image is to be repaired.
+    #[error("need to rebuild refcount structures: {0}; nothing has been changed")]
+    NeedsRebuild(&'static str),
+    /// Damage that cannot be repaired.
     #[error("the image cannot be repaired: {0}; nothing has been changed")]
     CannotRepair(&'static str),
 }
@@ -275,6 +286,8 @@ impl Error {
             | Self::CompressionType(_)
             | Self::Features { .. }
             | Self::CryptMethod(_)
+            | Self::RefcountWidth { .. }
+            | Self::NeedsRebuild(_)
             | Self::CannotRepair(_) => ErrorKind::Unsupported,
             Self::OutsideFile { .. }
             | Self::L2TableOutsideFile { .. }
@@ -306,6 +319,11 @@ impl From<Error> for block::Error {
             Error::OutsideFile { .. } | Error::L2TableOutsideFile { .. } | Error::DataOutsideFile { .. } => {
                 Some("The file has been cut off: copy or download it again.")
             }
+            Error::NeedsRebuild(_) => Some("check -r all rebuilds them."),
+            Error::RefcountWidth { .. } => Some(
+                "Use amend to increase the refcount entry width, or convert to create a clean copy if the image \
+                 cannot be opened for writing.",
+            ),
             _ => None,
         };
         let wrapped = Self::from_source(error.kind(), error);

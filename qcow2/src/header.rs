@@ -98,7 +98,7 @@ pub struct Header {
 pub enum Strictness {
     /// None.
     Strict,
-    /// Tables that lie past the end of the file, or a missing refcount table: `check` reports them.
+    /// Tables that lie past the end of the file, a missing refcount table, too many snapshots: `check` reports them.
     ForCheck,
 }
 
@@ -370,7 +370,7 @@ impl Fixed {
 
     fn check_tables(&self, strictness: Strictness) -> Result<()> {
         self.check_refcount_table(strictness)?;
-        if self.nb_snapshots > MAX_SNAPSHOTS {
+        if self.nb_snapshots > MAX_SNAPSHOTS && strictness == Strictness::Strict {
             return Err(Error::TooManySnapshots(self.nb_snapshots));
         }
         if !self.valid_table(self.snapshots_offset, u64::from(self.nb_snapshots)) {

@@ -16,6 +16,8 @@ use crate::header::Header;
 
 /// Bytes of an entry before its extra data.
 const FIXED: u64 = 40;
+/// Where the length of the extra data is: last in the fixed part.
+const EXTRA_LEN_AT: usize = 36;
 /// Bytes of the extra data known here.
 const KNOWN_EXTRA: usize = 24;
 /// Extra data that version 3 asks for: the machine state's and the disk's size.
@@ -235,20 +237,28 @@ pub(crate) struct Entries<'a> {
     file_len: u64,
     index: u32,
     position: u64,
+    tolerant: bool,
 }
 
 impl<'a> Entries<'a> {
     pub(crate) fn new(storage: &'a dyn Storage, header: &Header, file_len: u64) -> Self {
         let (offset, count) = (header.snapshots_offset, header.nb_snapshots);
-        Self { storage, offset, count, file_len, index: 0, position: 0 }
+        Self { storage, offset, count, file_len, index: 0, position: 0, tolerant: false }
     }
 
-    /// `len` bytes at the current position.
-    fn peek(&self, len: u64) -> block::Result<Vec<u8>> {
-        let start = self.offset + self.position;
+    /// For a check: entries with too much extra data come without the excess (but with its length), and there are
+    /// no more entries than an image may have.
+    pub(crate) fn tolerant(storage: &'a dyn Storage, header: &Header, file_len: u64) -> Self {
+        let entries = Self::new(storage, header, file_len);
+        Self { count: entries.count.min(crate::header::MAX_SNAPSHOTS), tolerant: true, ..entries }
+    }
+
+    /// `len` bytes at `skip` bytes from the current position.
+    fn peek(&self, skip: u64, len: u64) -> block::Result<Vec<u8>> {
+        let start = self.offset.saturating_add(self.position).saturating_add(skip);
         if start.checked_add(len).is_none_or(|end| end > self.file_len) {
             let what = "snapshot table";
-            let len = self.position.saturating_add(len);
+            let len = self.position.saturating_add(skip).saturating_add(len);
             return Err(Error::OutsideFile { what, offset: self.offset, len, file_len: self.file_len }.into());
         }
         let mut bytes = vec![0; to_usize(len)];
@@ -257,14 +267,18 @@ impl<'a> Entries<'a> {
     }
 
     fn entry(&mut self) -> block::Result<Entry> {
-        let fixed = self.peek(FIXED)?;
-        let len = entry_len(&fixed);
-        if len - FIXED > u64::from(MAX_EXTRA) + 2 * u64::from(u16::MAX) {
+        let mut bytes = self.peek(0, FIXED)?;
+        let (names, extra_len) = variable_lengths(&bytes);
+        if !self.tolerant && u64::from(extra_len) + names > u64::from(MAX_EXTRA) + 2 * u64::from(u16::MAX) {
             return Err(Error::SnapshotExtraData(to_usize(self.index.into())).into());
         }
-        let bytes = self.peek(len)?;
-        let (snapshot, len) = Snapshot::parse(&bytes).ok_or(Error::SnapshotTableTooBig)?;
-        let end = self.position + len;
+        let kept = if self.tolerant { extra_len.min(MAX_EXTRA) } else { extra_len };
+        bytes[EXTRA_LEN_AT..].copy_from_slice(&kept.to_be_bytes());
+        bytes.extend(self.peek(FIXED, kept.into())?);
+        bytes.extend(self.peek(FIXED + u64::from(extra_len), names)?);
+        let (mut snapshot, _) = Snapshot::parse(&bytes).ok_or(Error::SnapshotTableTooBig)?;
+        snapshot.extra_len = extra_len;
+        let end = self.position + FIXED + u64::from(extra_len) + names;
         self.position = end.next_multiple_of(8);
         let index = to_usize(self.index.into());
         self.index += 1;
@@ -272,15 +286,15 @@ impl<'a> Entries<'a> {
     }
 }
 
-/// The length of an entry without padding, from its fixed part.
-fn entry_len(fixed: &[u8]) -> u64 {
+/// The lengths of id and name together and of the extra data, from an entry's fixed part.
+fn variable_lengths(fixed: &[u8]) -> (u64, u32) {
     let mut reader = Reader::new(fixed);
     let lengths = reader.skip(12).and_then(|()| {
         let (id, name) = (reader.be_u16()?, reader.be_u16()?);
         reader.skip(20)?;
-        Some(u64::from(id) + u64::from(name) + u64::from(reader.be_u32()?))
+        Some((u64::from(id) + u64::from(name), reader.be_u32()?))
     });
-    FIXED + lengths.unwrap_or(0)
+    lengths.unwrap_or_default()
 }
 
 impl Iterator for Entries<'_> {

@@ -23,6 +23,7 @@ Exit codes:
 Examples:
   vimg check disk.qcow2
   vimg check -r leaks disk.qcow2
+  vimg check -r all disk.qcow2
   vimg check --output=json disk.qcow2")]
 pub(crate) struct Args {
     /// Format of the image (default: found out from its contents)

@@ -7,7 +7,7 @@ use block::image::Repair;
 use block::num::to_usize;
 
 use super::Check;
-use super::counts::Count;
+use super::counts::{Count, DATA};
 use crate::refcount::read_counter;
 
 /// Refcount blocks that are kept while COPIED flags are looked at.
@@ -18,6 +18,10 @@ const CACHED_BLOCKS: usize = 64;
 pub(super) struct StoredRefcounts {
     /// Host offsets of the usable refcount blocks by their index in the refcount table.
     pub(super) blocks: BTreeMap<u64, u64>,
+    /// Clusters that have been counted as used by the refcount table and its blocks.
+    pub(super) counted: Vec<u64>,
+    /// Clusters that entries of the refcount table name, used for that or not.
+    pub(super) named: HashSet<u64>,
     /// Blocks that cannot be read although the table has them.
     pub(super) unreadable: HashSet<u64>,
     cache: HashMap<u64, Vec<u8>>,
@@ -125,6 +129,9 @@ impl Check<'_> {
         let Mismatch { cluster, stored, count } = *found;
         self.copied_suspect |= count.wrong_copied(stored);
         let references = count.references;
+        self.too_many |= references > self.geometry.max_refcount();
+        self.verify |= count.overlap() && self.mode == Repair::All;
+        self.data_on_metadata |= count.overlap() && count.flags & DATA != 0;
         if stored == references {
             if count.overlap() {
                 self.corrupt(1, || {
@@ -151,14 +158,16 @@ impl Check<'_> {
         }
     }
 
-    /// Whether the repair at hand makes the refcount what was computed. Where structures overlap, no refcount
-    /// is right.
+    /// Whether the repair at hand makes the refcount what was computed.
     pub(super) fn fixes(&self, found: &Mismatch) -> bool {
-        let references = found.count.references;
         match self.mode {
             Repair::None => false,
-            Repair::Leaks => found.stored > references,
-            Repair::All => references <= self.geometry.max_refcount() && !found.count.overlap(),
+            _ if self.blocked.is_some() => false,
+            // Where structures overlap, only a repair of everything can say what the refcount should be.
+            Repair::Leaks => {
+                found.stored > found.count.references && !found.count.overlap() && self.incomplete.is_none()
+            }
+            Repair::All => found.stored < found.count.references || self.incomplete.is_none(),
         }
     }
 

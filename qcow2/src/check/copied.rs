@@ -10,6 +10,7 @@ use block::num::to_usize;
 
 use super::Check;
 use super::compare::Mismatch;
+use super::counts::EXCLUSIVE;
 use crate::l2;
 
 /// What is done about wrong flags.
@@ -47,13 +48,24 @@ impl Check<'_> {
             }
             tables.extend(check.first_use(index, entry));
         })?;
-        for index in l1_changes {
-            self.flip(offset + index * 8)?;
+        if self.l1_is_alone() {
+            for index in l1_changes {
+                self.flip(offset + index * 8)?;
+            }
         }
         for (table, count) in tables {
             self.l2_copied(action, table, count)?;
         }
         Ok(())
+    }
+
+    /// Whether no other structure is in the clusters of the active L1 table: a flag would be changed there, too.
+    fn l1_is_alone(&self) -> bool {
+        let (offset, len) = (self.header.l1_table_offset, u64::from(self.header.l1_size) * 8);
+        let first = self.geometry.cluster_of(offset);
+        let end = self.geometry.clusters_for(offset.saturating_add(len));
+        let others = self.exclusive.iter().filter(|(start, past)| *start < end && first < *past).count();
+        others <= 1
     }
 
     /// Acts on the flag of an L1 entry; true if it is to be flipped.
@@ -94,7 +106,8 @@ impl Check<'_> {
                 changes.push(position);
             }
         }
-        if action == Action::Report {
+        let shared = self.counts.get(self.geometry.cluster_of(table)).flags & EXCLUSIVE != 0;
+        if action == Action::Report || shared {
             return Ok(());
         }
         self.rewrite_table(table, &changes, |bytes, position| {
@@ -144,6 +157,6 @@ impl Check<'_> {
 }
 
 /// The word at a position of a table.
-fn word_at(table: &[u8], position: usize) -> u64 {
+pub(super) fn word_at(table: &[u8], position: usize) -> u64 {
     table[position..].first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }

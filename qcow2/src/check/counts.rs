@@ -87,6 +87,35 @@ impl Counts {
         }
     }
 
+    /// `count` references to a cluster less.
+    pub(super) fn sub(&mut self, cluster: u64, count: u64) {
+        if let Some(total) = self.overflow.get_mut(&cluster) {
+            *total = total.saturating_sub(count);
+            return;
+        }
+        let slot = self.slot(cluster);
+        let left = u64::from(*slot & COUNT).saturating_sub(count);
+        *slot = (*slot & !COUNT) | u16::try_from(left).unwrap_or(0);
+    }
+
+    /// A cluster with more than `max` references, if there is one.
+    pub(super) fn exceed(&self, max: u64) -> Option<u64> {
+        let small = |slot: u16| slot & COUNT != COUNT && u64::from(slot & COUNT) > max;
+        let large = self.overflow.iter().find(|(_, count)| **count > max).map(|(cluster, _)| *cluster);
+        if max >= u64::from(COUNT) || large.is_some() {
+            return large;
+        }
+        match &self.store {
+            Store::Dense(slots) => {
+                (0..).zip(slots).find(|(_, slot)| small(**slot)).map(|(cluster, _)| cluster)
+            }
+            Store::Sparse(pages) => pages.iter().find_map(|(page, slots)| {
+                let within = (0..).zip(slots).find(|(_, slot)| small(**slot));
+                within.map(|(index, _)| page * PAGE + index)
+            }),
+        }
+    }
+
     /// Notes something about a cluster below the length without counting a reference.
     pub(super) fn mark(&mut self, cluster: u64, flags: u16) {
         *self.slot(cluster) |= flags;

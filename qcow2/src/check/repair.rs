@@ -1,10 +1,17 @@
-//! Making the refcounts what they should be, in place.
+//! Making the image what it should be.
 //!
-//! Only where the refcount structures themselves are sound and everything that refers to clusters could be
-//! followed; anything else is refused before the first write. The order is such that a crash in the middle
-//! leaves nothing worse than it was: refcounts are raised first (too high a refcount is a leak), then COPIED
-//! flags that must not be there go, then refcounts are lowered, then missing COPIED flags are set, and last the
-//! header says that all is well; each step is durable before the next.
+//! Refcounts are set right where they are, or made anew elsewhere if their structures are damaged. Everything new
+//! is written to clusters that nothing refers to. The order is such that a crash in the middle leaves nothing worse
+//! than it was:
+//!
+//! 1. refcounts are raised (too high a refcount is a leak), or the new refcount structures take the old ones' place;
+//! 2. COPIED flags that must not be there go;
+//! 3. entries that do harm are changed, and the header names the new snapshot table;
+//! 4. refcounts are lowered, except if something could not be followed that may refer to what looks leaked;
+//! 5. missing COPIED flags are set;
+//! 6. the header says that all is well, if it is.
+//!
+//! Each step is durable before the next. What cannot be repaired is refused before the first write.
 
 use std::collections::BTreeSet;
 
@@ -15,8 +22,11 @@ use block::{ErrorKind, Result};
 use super::Check;
 use super::compare::Mismatch;
 use super::copied::Action;
+use super::entries::Moves;
+use super::rebuild::NewRefcounts;
 use crate::error::Error;
 use crate::features::incompatible;
+use crate::header::Header;
 use crate::refcount::write_counter;
 
 /// Tables are written in these units.
@@ -30,40 +40,46 @@ enum Direction {
     Lower,
 }
 
+/// Where new structures go, decided before the first write.
+#[derive(Debug, Default)]
+struct Plan {
+    moves: Moves,
+    /// New refcount structures; `None`: the present ones stay,
+    refcounts: Option<NewRefcounts>,
+    /// with these blocks (index, offset) besides.
+    missing: Vec<(u64, u64)>,
+}
+
 impl Check<'_> {
     /// Repairs what the mode allows and takes it out of the counts of problems.
     pub(super) fn repair(&mut self) -> Result<()> {
-        if self.mode == Repair::None {
-            return Ok(());
+        match self.mode {
+            Repair::None => return Ok(()),
+            Repair::Leaks if self.fixable_leaks > 0 => self.give_back_leaks()?,
+            Repair::Leaks if self.copied_suspect => self.check_copied(Action::Report)?,
+            Repair::All if self.has_work() => self.repair_all()?,
+            _ => self.refuse_if_blocked()?,
         }
-        if self.fixable_corruptions + self.fixable_leaks > 0 || self.copied_suspect {
-            self.can_repair()?;
-            self.repair_refcounts()?;
-            self.count_fixed();
-        } else if let (Some(reason), false) = (self.blocked, self.report.is_clean()) {
-            return Err(Error::CannotRepair(reason).into());
-        }
-        if self.report.corruptions == 0 && self.report.check_errors == 0 {
+        if !self.verify && self.report.corruptions == 0 && self.report.check_errors == 0 {
             self.declare_clean()?;
         }
         Ok(())
     }
 
-    fn repair_refcounts(&mut self) -> Result<()> {
-        if self.mode == Repair::All {
-            self.raise()?;
-            self.fix_copied(Action::Clear)?;
-        }
-        self.rewrite(Direction::Lower)?;
-        self.storage.sync()?;
-        self.fix_copied(Action::Set)?;
-        self.check_copied(Action::Report)
+    fn has_work(&self) -> bool {
+        self.fixable_corruptions + self.fixable_leaks + self.bad_zero_places > 0
+            || self.copied_suspect
+            || self.rebuild.is_some()
+            || self.snapshot_table.is_some()
+            || self.data_on_metadata
     }
 
-    fn fix_copied(&mut self, action: Action) -> Result<()> {
-        self.stored.forget();
-        self.check_copied(action)?;
-        self.storage.sync()
+    /// Nothing is written to an image that could not be read, or that is not to be written.
+    fn refuse_if_blocked(&self) -> Result<()> {
+        match self.blocked {
+            Some(reason) if !self.report.is_clean() => Err(Error::CannotRepair(reason).into()),
+            _ => Ok(()),
+        }
     }
 
     fn can_repair(&self) -> Result<()> {
@@ -74,6 +90,77 @@ impl Check<'_> {
         }
     }
 
+    /// Lowers refcounts, and sets the flags that ask for it.
+    fn give_back_leaks(&mut self) -> Result<()> {
+        self.can_repair()?;
+        if let Some(reason) = self.rebuild {
+            return Err(Error::NeedsRebuild(reason).into());
+        }
+        self.lower()?;
+        self.check_copied(Action::Report)?;
+        self.count_fixed();
+        Ok(())
+    }
+
+    fn repair_all(&mut self) -> Result<()> {
+        self.can_repair()?;
+        if let Some(reason) = self.incomplete {
+            self.keep_leaks(reason)?;
+        }
+        self.verify |= self.incomplete.is_some()
+            || self.rebuild.is_some()
+            || self.bad_zero_places > 0
+            || self.snapshot_table.is_some()
+            || self.data_on_metadata;
+        let plan = self.plan()?;
+        self.counts_fit()?;
+        match &plan.refcounts {
+            Some(refcounts) => self.write_refcounts(refcounts)?,
+            None => self.raise(&plan.missing)?,
+        }
+        self.fix_copied(Action::Clear)?;
+        self.rewrite_entries(&plan.moves)?;
+        self.write_snapshot_table()?;
+        self.lower()?;
+        if !self.verify {
+            self.check_copied(Action::Report)?;
+            self.count_fixed();
+        }
+        Ok(())
+    }
+
+    fn plan(&mut self) -> Result<Plan> {
+        if self.rebuild.is_some() {
+            self.uncount_refcounts();
+        }
+        let mut plan = Plan { moves: self.plan_moves()?, ..Plan::default() };
+        self.place_snapshot_table()?;
+        if self.rebuild.is_none() {
+            match self.place_missing_blocks()? {
+                Some(missing) => plan.missing = missing,
+                None => self.damaged_refcounts("the refcount table is too small"),
+            }
+        }
+        if self.rebuild.is_some() {
+            self.verify = true;
+            plan.refcounts = Some(self.place_refcounts()?);
+        }
+        Ok(plan)
+    }
+
+    /// Lowers refcounts and then sets the COPIED flags that are missing.
+    fn lower(&mut self) -> Result<()> {
+        self.rewrite(Direction::Lower)?;
+        self.storage.sync()?;
+        self.fix_copied(Action::Set)
+    }
+
+    fn fix_copied(&mut self, action: Action) -> Result<()> {
+        self.stored.forget();
+        self.check_copied(action)?;
+        self.storage.sync()
+    }
+
     fn count_fixed(&mut self) {
         let report = &mut self.report;
         report.corruptions_fixed += self.fixable_corruptions;
@@ -82,66 +169,74 @@ impl Check<'_> {
         report.leaks -= self.fixable_leaks;
     }
 
+    /// Looks at the image again, as it is after a repair: what is not found any more has been fixed.
+    pub(super) fn verify(&mut self) -> Result<()> {
+        let header = Header::read_for_check(self.storage)?;
+        let mut after = Check::new(self.storage, &header, self.data_file_len, Repair::None)?;
+        after.run()?;
+        let (left, report) = (after.report, &mut self.report);
+        report.corruptions_fixed += report.corruptions.saturating_sub(left.corruptions);
+        report.leaks_fixed += report.leaks.saturating_sub(left.leaks);
+        (report.corruptions, report.leaks) = (left.corruptions, left.leaks);
+        report.check_errors = left.check_errors;
+        report.image_end_offset = left.image_end_offset;
+        report.allocated_clusters = left.allocated_clusters;
+        report.fragmented_clusters = left.fragmented_clusters;
+        report.compressed_clusters = left.compressed_clusters;
+        if report.corruptions == 0 && report.check_errors == 0 {
+            self.declare_clean()?;
+        }
+        Ok(())
+    }
+
     /// Raises refcounts that are too low, those in blocks that are missing included.
-    fn raise(&mut self) -> Result<()> {
-        let missing = self.place_missing_blocks()?;
+    fn raise(&mut self, missing: &[(u64, u64)]) -> Result<()> {
         self.rewrite(Direction::Raise)?;
         self.storage.sync()?;
         if missing.is_empty() {
             return Ok(());
         }
-        for (index, offset) in &missing {
-            self.write_new_block(*index, *offset)?;
+        for (index, offset) in missing {
+            self.storage.write_at(&self.encode_block(*index), *offset)?;
         }
         self.storage.sync()?;
         for (index, offset) in missing {
             self.storage.write_at(&offset.to_be_bytes(), self.header.refcount_table_offset + index * 8)?;
-            self.stored.blocks.insert(index, offset);
+            self.stored.blocks.insert(*index, *offset);
         }
         self.storage.sync()
     }
 
-    /// Finds a place at the end of the file for every refcount block that is needed and not there, and counts
-    /// it. New blocks may need new blocks to count them.
-    fn place_missing_blocks(&mut self) -> Result<Vec<(u64, u64)>> {
+    /// Finds a place for every refcount block that is needed and not there, and counts it. New blocks may need new
+    /// blocks to count them. `None`: the refcount table has no room for them.
+    fn place_missing_blocks(&mut self) -> Result<Option<Vec<(u64, u64)>>> {
         let bits = self.geometry.refcount_block_bits();
-        let mut missing = BTreeSet::new();
+        let mut wanted = BTreeSet::new();
         self.for_each_group(|check, group| {
             if !check.stored.blocks.contains_key(&group.index) && group.slots.iter().any(|slot| *slot != 0) {
-                missing.insert(group.index);
+                wanted.insert(group.index);
             }
             Ok(())
         })?;
-        let first = self.counts.end().max(self.geometry.clusters_for(self.file_len));
-        let mut placed = 0;
-        while placed < missing.len() as u64 {
-            let index = (first + placed) >> bits;
-            if !self.stored.blocks.contains_key(&index) {
-                missing.insert(index);
-            }
-            placed += 1;
-        }
         let room = u64::from(self.header.refcount_table_clusters) << (self.geometry.cluster_bits - 3);
-        if missing.last().is_some_and(|index| *index >= room) {
-            return Err(Error::CannotRepair("the refcount table is too small").into());
-        }
-        self.counts.grow(first + placed + 1);
-        for cluster in first..first + placed {
-            self.counts.add(cluster, 1, 0);
-        }
-        Ok(missing.into_iter().zip(first..).map(|(index, at)| (index, self.geometry.offset_of(at))).collect())
-    }
-
-    fn write_new_block(&self, index: u64, offset: u64) -> Result<()> {
-        let mut block = vec![0; to_usize(self.geometry.cluster_size())];
-        let first = index << self.geometry.refcount_block_bits();
-        for within in 0..self.geometry.refcount_block_entries() {
-            let count = self.counts.get(first + within);
-            if self.fixes(&Mismatch { cluster: first + within, stored: 0, count }) {
-                write_counter(&mut block, within, self.geometry.refcount_order, count.references);
+        let mut missing = vec![];
+        let mut known = BTreeSet::new();
+        while let Some(index) = wanted.pop_first() {
+            if self.stored.blocks.contains_key(&index) || !known.insert(index) {
+                continue;
             }
+            if index >= room {
+                for (_, offset) in missing {
+                    self.unplace(self.geometry.cluster_of(offset), 1);
+                }
+                return Ok(None);
+            }
+            let place = self.place(1, 0)?;
+            missing.push((index, self.geometry.offset_of(place)));
+            wanted.insert(place >> bits);
+            wanted.extend(self.ghosts.counted.drain(..).map(|cluster| cluster >> bits));
         }
-        self.storage.write_at(&block, offset)
+        Ok(Some(missing))
     }
 
     /// Sets the refcounts that are too low or too high.

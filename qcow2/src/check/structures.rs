@@ -1,5 +1,5 @@
-//! Counting what is neither a mapping nor guest data: snapshots' and bitmaps' own structures, the LUKS
-//! header, and the refcount structures themselves.
+//! Counting what is neither a mapping nor guest data: bitmaps' own structures, the LUKS header, and the refcount
+//! structures themselves.
 
 use std::collections::HashSet;
 
@@ -9,9 +9,7 @@ use block::num::{is_aligned, to_usize};
 use super::Check;
 use super::counts::{EXCLUSIVE, overlaps};
 use crate::bitmap;
-use crate::geometry::MAX_L1_BYTES;
 use crate::l2::{MAX_HOST_OFFSET, OFFSET_MASK};
-use crate::snapshot::{Entries, MAX_EXTRA, REQUIRED_EXTRA, Snapshot};
 
 /// No LUKS header is larger: 8 slots of 4000 stripes of 64 bytes are 2 MiB.
 const MAX_LUKS_HEADER: u64 = 64 << 20;
@@ -19,60 +17,6 @@ const MAX_LUKS_HEADER: u64 = 64 << 20;
 const TABLE_RESERVED: u64 = 0x1ff;
 
 impl Check<'_> {
-    /// Counts the snapshot table and the snapshots' L1 tables.
-    pub(super) fn walk_snapshots(&mut self) -> Result<()> {
-        if self.header.nb_snapshots == 0 {
-            return Ok(());
-        }
-        let mut tables = vec![];
-        let mut end = 0;
-        for entry in Entries::new(self.storage, self.header, self.file_len) {
-            match entry {
-                Ok(entry) => {
-                    end = entry.end;
-                    self.check_snapshot(entry.index, &entry.snapshot);
-                    tables.extend(self.snapshot_l1(&entry.snapshot));
-                }
-                Err(error) => self.failed(|| format!("ERROR failed to read the snapshot table: {error}")),
-            }
-        }
-        self.walk_snapshot_l1(&tables)?;
-        self.metadata(self.header.snapshots_offset, end, 1, EXCLUSIVE);
-        Ok(())
-    }
-
-    fn check_snapshot(&mut self, index: usize, snapshot: &Snapshot) {
-        if snapshot.extra_len > MAX_EXTRA {
-            let error = crate::Error::SnapshotExtraData(index);
-            self.failed(|| format!("ERROR failed to read the snapshot table: {error}"));
-        }
-        if self.header.version >= 3 && snapshot.extra_len < REQUIRED_EXTRA {
-            self.corrupt(1, || format!("ERROR snapshot table entry {index} is incomplete"));
-        }
-    }
-
-    /// Where a snapshot's L1 table is, if it can be followed.
-    fn snapshot_l1(&mut self, snapshot: &Snapshot) -> Option<(u64, u64)> {
-        let (offset, entries) = (snapshot.l1_offset, snapshot.l1_size);
-        let len = u64::from(entries) * 8;
-        let fault = if !is_aligned(offset, self.geometry.cluster_size()) {
-            format!("l1_offset={offset:#x}: L1 table is not cluster aligned")
-        } else if len > MAX_L1_BYTES {
-            format!("l1_size={entries:#x}: L1 table is too large")
-        } else if !self.countable(offset, len) {
-            self.reference(offset, len, 1, EXCLUSIVE);
-            self.block("the L1 table of a snapshot lies outside the file");
-            return None;
-        } else {
-            return Some((offset, len));
-        };
-        let id = String::from_utf8_lossy(&snapshot.id);
-        let name = String::from_utf8_lossy(&snapshot.name);
-        self.corrupt(1, || format!("ERROR snapshot {id} ({name}) {fault}; snapshot table entry corrupted"));
-        self.block("the snapshot table is damaged");
-        None
-    }
-
     /// Counts the LUKS header.
     pub(super) fn walk_luks_header(&mut self) {
         let Some((offset, len)) = self.header.luks else { return };
@@ -80,7 +24,7 @@ impl Check<'_> {
             self.corrupt(1, || {
                 format!("ERROR: the LUKS header at {offset:#x} has an impossible size {len:#x}")
             });
-            self.block("the size of the LUKS header is wrong");
+            self.not_followed("the size of the LUKS header is wrong");
             return;
         }
         self.metadata(offset, len, 1, EXCLUSIVE);
@@ -104,7 +48,7 @@ impl Check<'_> {
                 tables.push((offset, len));
             } else {
                 self.reference(offset, len, 1, EXCLUSIVE);
-                self.block("the table of a bitmap lies outside the file");
+                self.not_followed("the table of a bitmap lies outside the file");
             }
         }
         self.shared_metadata(&tables);
@@ -131,8 +75,17 @@ impl Check<'_> {
     pub(super) fn walk_refcount_structures(&mut self) -> Result<()> {
         let offset = self.header.refcount_table_offset;
         let len = self.geometry.offset_of(self.header.refcount_table_clusters.into());
-        if len == 0 || !self.metadata(offset, len, 1, EXCLUSIVE) {
-            self.block("there is no refcount table");
+        if len == 0 || offset == 0 {
+            self.damaged_refcounts("there is no refcount table");
+        }
+        if self.metadata(offset, len, 1, EXCLUSIVE) {
+            if offset + len > self.file_len {
+                self.damaged_refcounts("the refcount table is cut off");
+            }
+            let first = self.geometry.cluster_of(offset);
+            self.stored.counted.extend(first..first + u64::from(self.header.refcount_table_clusters));
+        } else {
+            self.damaged_refcounts("the refcount table lies outside the file");
         }
         let mut table = vec![0; to_usize(len.min(self.file_len.saturating_sub(offset)) / 8)];
         self.for_each_word(offset, len, |_, index, entry| table[to_usize(index)] = entry)?;
@@ -140,11 +93,21 @@ impl Check<'_> {
         for (index, entry) in (0..).zip(table).filter(|(_, entry)| *entry != 0) {
             self.refcount_block(index, entry, &mut seen);
         }
+        self.refcount_table_alone();
         Ok(())
+    }
+
+    /// A refcount table that shares its clusters with something else is moved away.
+    fn refcount_table_alone(&mut self) {
+        let shared = self.stored.counted.iter().any(|cluster| self.counts.get(*cluster).references > 1);
+        if shared {
+            self.damaged_refcounts("the refcount structures overlap others");
+        }
     }
 
     fn refcount_block(&mut self, index: u64, entry: u64, seen: &mut HashSet<u64>) {
         let offset = entry & !TABLE_RESERVED;
+        self.stored.named.insert(self.geometry.cluster_of(offset));
         let fault = if entry & TABLE_RESERVED != 0 {
             format!("ERROR refcount table entry {index} has reserved bits set")
         } else if !is_aligned(offset, self.geometry.cluster_size()) {
@@ -154,6 +117,12 @@ impl Check<'_> {
             format!("ERROR refcount block {index} is outside image")
         } else {
             let known = offset < MAX_HOST_OFFSET && self.metadata(offset, self.geometry.cluster_size(), 1, 0);
+            if offset + self.geometry.cluster_size() > self.file_len {
+                self.damaged_refcounts("a refcount block is cut off");
+            }
+            if known {
+                self.stored.counted.push(self.geometry.cluster_of(offset));
+            }
             match self.counts.get(self.geometry.cluster_of(offset)).references {
                 1 if known => {
                     seen.insert(offset);
@@ -171,6 +140,6 @@ impl Check<'_> {
             self.stored.blocks.insert(index, offset);
         }
         self.corrupt(1, || fault);
-        self.block("the refcount structures are damaged");
+        self.damaged_refcounts("the refcount structures are damaged");
     }
 }

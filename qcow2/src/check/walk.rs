@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use block::Result;
+use block::image::Repair;
 use block::num::{is_aligned, to_usize};
 
 use super::Check;
@@ -53,7 +54,7 @@ impl Check<'_> {
     pub(super) fn walk_active_l1(&mut self) -> Result<()> {
         let (offset, len) = (self.header.l1_table_offset, u64::from(self.header.l1_size) * 8);
         if !self.metadata(offset, len, 1, EXCLUSIVE) {
-            self.block("the active L1 table lies outside the file");
+            self.not_followed("the active L1 table lies outside the file");
         }
         self.for_each_word(offset, len, |check, index, entry| check.l1_entry(entry, 1, Some(index)))
     }
@@ -72,7 +73,9 @@ impl Check<'_> {
         let cluster_size = self.geometry.cluster_size();
         let rounded = tables.iter().map(|(offset, len)| (*offset, len.next_multiple_of(cluster_size)));
         for (start, end, depth) in overlaps(rounded) {
-            for cluster in self.geometry.cluster_of(start)..self.geometry.cluster_of(end) {
+            let clusters = self.geometry.cluster_of(start)..self.geometry.cluster_of(end);
+            self.exclusive.push((clusters.start, clusters.end));
+            for cluster in clusters {
                 self.counts.add(cluster, depth, EXCLUSIVE);
             }
         }
@@ -144,7 +147,7 @@ impl Check<'_> {
             });
         }
         self.copied_suspect |= active;
-        self.block("an L1 entry does not point to an L2 table");
+        self.not_followed("an L1 entry does not point to an L2 table");
     }
 
     /// Reads every L2 table once: the active ones in the order of the disk, then those of snapshots alone.
@@ -212,7 +215,7 @@ impl Check<'_> {
             self.corrupt(count, || {
                 format!("ERROR compressed cluster {index} with non-zero subcluster allocation bitmap, entry={word:#x}")
             });
-            self.block("a compressed cluster has a subcluster bitmap");
+            self.not_followed("a compressed cluster has a subcluster bitmap");
             return;
         }
         self.reference(offset, sectors * 512 - offset % 512, count, DATA);
@@ -236,12 +239,18 @@ impl Check<'_> {
         }
         let cluster_size = self.geometry.cluster_size();
         if !is_aligned(offset, cluster_size) {
+            let drops = self.mode == Repair::All && self.is_bad_zero_place(word, bitmap);
+            let verb = if drops { "Repairing" } else { "ERROR" };
             let kind = if has_data { "Data" } else { "Preallocated" };
             self.corrupt(count, || {
                 format!(
-                    "ERROR offset={offset:x}: {kind} cluster is not properly aligned; L2 entry corrupted."
+                    "{verb} offset={offset:x}: {kind} cluster is not properly aligned; L2 entry corrupted."
                 )
             });
+            if drops {
+                self.bad_zero_places += 1;
+                return;
+            }
         }
         self.count_allocated(offset, place.uses.active);
         if self.external {
