@@ -11,7 +11,7 @@ use crate::hash::Hash;
 /// Sixteen bytes.
 pub(crate) type Block = Array<u8, U16>;
 /// Bytes of a block of every cipher here.
-pub(crate) const BLOCK: usize = 16;
+pub const BLOCK: usize = 16;
 
 /// A cipher with its key: blocks in, blocks out, the more at once the better.
 pub(crate) trait BlockCipher: Send + Sync {
@@ -130,6 +130,26 @@ fn with_key<C: KeyInit + BlockCipher + 'static>(key: &[u8]) -> Result<Box<dyn Bl
         Ok(cipher) => Ok(Box::new(cipher)),
         Err(_) => Err(Error::unsupported(format!("the cipher has no keys of {} bytes", key.len()))),
     }
+}
+
+/// Decrypts bytes that are no sectors: AES-256 in CBC with an IV of one's own.
+///
+/// # Errors
+/// `data` is not a whole number of blocks.
+pub fn decrypt_aes256_cbc(key: &[u8; 32], iv: &[u8; BLOCK], data: &mut [u8]) -> Result<()> {
+    let (blocks, rest) = Block::slice_as_chunks_mut(data);
+    if !rest.is_empty() {
+        return Err(Error::invalid(format!("encrypted data has {} bytes too many", rest.len())));
+    }
+    let cipher = Algorithm::Aes256.with_key(key)?;
+    let mut chain = Block::from(*iv);
+    for block in blocks {
+        let encrypted = *block;
+        cipher.decrypt(std::slice::from_mut(block));
+        block.iter_mut().zip(chain).for_each(|(byte, mix)| *byte ^= mix);
+        chain = encrypted;
+    }
+    Ok(())
 }
 
 /// How the blocks of a sector are chained.

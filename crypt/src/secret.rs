@@ -24,6 +24,11 @@ impl Secret {
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.0
     }
+
+    /// The buffer. What it held is not overwritten when it grows.
+    pub fn vec_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.0
+    }
 }
 
 impl Deref for Secret {

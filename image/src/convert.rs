@@ -47,6 +47,7 @@ use crate::create::{CreateRequest, prepare_create};
 use crate::format::Format;
 use crate::open::{Layer, OpenOptions, open};
 use crate::progress::Progress;
+use crate::secret::Secrets;
 use crate::spec::Spec;
 use crate::target::{Placement, check_space};
 
@@ -113,6 +114,8 @@ pub struct ExistingTarget {
     pub keep_backing: bool,
     /// Which names inside it are followed.
     pub policy: crate::policy::Policy,
+    /// Passphrases.
+    pub secrets: Secrets,
 }
 
 /// What a convert has done.
@@ -159,12 +162,18 @@ impl ConvertRequest {
         }
     }
 
-    fn target_options(&self, format: Option<Format>, policy: crate::policy::Policy) -> OpenOptions {
+    fn target_options(
+        &self,
+        format: Option<Format>,
+        policy: crate::policy::Policy,
+        secrets: &Secrets,
+    ) -> OpenOptions {
         OpenOptions {
             writable: true,
             cache: self.cache,
             format,
             policy,
+            secrets: secrets.clone(),
             compression: self.compression,
             ..OpenOptions::default()
         }
@@ -237,7 +246,8 @@ fn convert_to_existing(
     source: &Source,
     progress: &dyn Progress,
 ) -> Result<ConvertReport> {
-    let target = open(&wanted.spec, &request.target_options(wanted.format, wanted.policy.clone()))?;
+    let target =
+        open(&wanted.spec, &request.target_options(wanted.format, wanted.policy.clone(), &wanted.secrets))?;
     tell(&target, progress);
     for file in target.file.iter().chain(&target.data_file) {
         request.refuse_own_source(file.identity(), &target.filename)?;
@@ -403,8 +413,10 @@ fn make(
         .physical_path
         .as_ref()
         .map_or_else(|| create.filename.clone(), |path| path.display().to_string());
-    let target =
-        open(&Spec::from_filename(&name)?, &request.target_options(Some(create.format), own_policy(create)))?;
+    let target = open(
+        &Spec::from_filename(&name)?,
+        &request.target_options(Some(create.format), own_policy(create), &create.secrets),
+    )?;
     tell(&target, progress);
     Ok(target)
 }

@@ -15,6 +15,7 @@ use crate::format::Format;
 use crate::open::{BackingMode, Layer, OpenOptions, resolve_name};
 use crate::options::Options;
 use crate::policy::Policy;
+use crate::secret::Secrets;
 use crate::spec::{Node, Source, unknown_driver};
 
 /// What to create.
@@ -36,6 +37,8 @@ pub struct CreateRequest {
     pub options: Vec<(String, String)>,
     /// Which names inside the backing file are followed.
     pub policy: Policy,
+    /// Passphrases, by the names that options refer to.
+    pub secrets: Secrets,
     /// Cache mode of the new file.
     pub cache: CacheMode,
     /// Create this file instead of the one that `filename` names (a temporary name beside it). Relative names
@@ -55,6 +58,7 @@ impl CreateRequest {
             backing_unsafe: false,
             options: vec![],
             policy: Policy::default(),
+            secrets: Secrets::default(),
             cache: CacheMode::default(),
             physical_path: None,
         }
@@ -231,6 +235,7 @@ fn open_backing(request: &CreateRequest, name: &str, format: Option<&str>) -> Re
         backing: BackingMode::Follow,
         metadata_only: true,
         policy: request.policy.clone(),
+        secrets: request.secrets.clone(),
         ..OpenOptions::default()
     };
     crate::open::open_node(&Node::from_filename(&full, &mut vec![])?, &options)

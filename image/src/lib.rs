@@ -34,6 +34,7 @@ pub mod policy;
 pub mod progress;
 mod rate;
 pub mod rebase;
+pub mod secret;
 pub mod spec;
 pub mod suggest;
 pub mod target;
@@ -42,4 +43,5 @@ pub use create::{CreateRequest, Created, PreparedCreate, create, prepare_create}
 pub use format::Format;
 pub use open::{BackingMode, Layer, OpenOptions, Share, open};
 pub use policy::Policy;
+pub use secret::Secrets;
 pub use spec::Spec;

@@ -19,6 +19,7 @@ use qcow2::Qcow2;
 
 use crate::format::Format;
 use crate::policy::Policy;
+use crate::secret::Secrets;
 use crate::spec::{Spec, could_not_open};
 
 pub(crate) use chain::{Opened, open_own};
@@ -68,6 +69,8 @@ pub struct OpenOptions {
     pub backing: BackingMode,
     /// Which names inside images are followed.
     pub policy: Policy,
+    /// Passphrases of encrypted images, by the names that options like `key-secret` refer to.
+    pub secrets: Secrets,
     /// What others may do meanwhile.
     pub share: Share,
     /// Only the description is wanted: the data file is not opened, and an encrypted image needs no key.

@@ -24,6 +24,7 @@ use crate::format::Format;
 use crate::open::{BackingMode, Layer, OpenOptions, open_node, resolve_name};
 use crate::policy::Policy;
 use crate::progress::Progress;
+use crate::secret::Secrets;
 use crate::spec::{Node, could_not_open, unknown_driver};
 
 /// The longest name of a backing file in bytes (specification, "Header": backing_file_size).
@@ -48,6 +49,8 @@ pub struct RebaseRequest {
     pub threads: Option<usize>,
     /// Which names inside images are followed.
     pub policy: Policy,
+    /// Passphrases.
+    pub secrets: Secrets,
 }
 
 impl RebaseRequest {
@@ -57,6 +60,7 @@ impl RebaseRequest {
             writable: true,
             backing: if self.change_name_only { BackingMode::Ignore } else { BackingMode::Follow },
             policy: self.policy.clone(),
+            secrets: self.secrets.clone(),
             ..OpenOptions::default()
         }
     }
@@ -136,6 +140,7 @@ fn open_new(overlay: &Layer, request: &RebaseRequest) -> Result<Option<Arc<Layer
         cache: request.backing_cache,
         force_share: request.force_share,
         policy: request.policy.clone(),
+        secrets: request.secrets.clone(),
         ..OpenOptions::default()
     };
     let opened = new_node(overlay, name, format).and_then(|node| open_node(&node, &options));
@@ -178,6 +183,7 @@ fn refuse_loop(
         force_share: true,
         metadata_only: true,
         policy: request.policy.clone(),
+        secrets: request.secrets.clone(),
         ..OpenOptions::default()
     };
     let Ok(node) = new_node(overlay, name, format) else { return Ok(()) };

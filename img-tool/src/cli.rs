@@ -1,11 +1,12 @@
 //! The command line: what can be typed, and what is said when it is typed wrong.
 
+use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
-use image::{Format, Spec};
+use image::{Format, Secrets, Spec};
 
 use crate::cmd;
 use crate::exit::{Failure, Outcome};
@@ -101,25 +102,32 @@ pub(crate) struct SourceArgs {
 }
 
 /// `--object`.
-#[derive(Debug, Clone, Default, clap::Args)]
+#[derive(Clone, Default, clap::Args)]
 pub(crate) struct ObjectArgs {
     /// Definition of a user-creatable object, such as a secret
     #[arg(long, value_name = "OBJDEF")]
     pub(crate) object: Vec<String>,
+    #[arg(skip)]
+    parsed: OnceCell<Secrets>,
+}
+
+/// Passphrases are not for showing.
+impl std::fmt::Debug for ObjectArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ObjectArgs({})", self.object.len())
+    }
 }
 
 impl ObjectArgs {
-    /// Objects serve encryption only, which is still to come.
-    pub(crate) fn refuse(&self) -> Outcome<()> {
-        let Some(definition) = self.object.first() else { return Ok(()) };
-        let kind = definition.split(',').next().unwrap_or_default();
-        let kind = kind.strip_prefix("qom-type=").unwrap_or(kind);
-        Err(if kind == "secret" {
-            block::Error::unsupported("secrets serve encrypted images, which are not in this version of vimg")
-                .into()
-        } else {
-            Failure::usage(format!("invalid object type: {kind}"))
-        })
+    /// What the objects are for: the passphrases of encrypted images. To be called before images are opened, and
+    /// by every command, for mistakes in objects that are not used are told, too.
+    pub(crate) fn secrets(&self) -> Outcome<Secrets> {
+        // Once, for their files may be pipes.
+        if let Some(parsed) = self.parsed.get() {
+            return Ok(parsed.clone());
+        }
+        let secrets = Secrets::parse(&self.object)?;
+        Ok(self.parsed.get_or_init(|| secrets).clone())
     }
 }
 
@@ -134,7 +142,7 @@ pub(crate) struct Source {
 impl SourceArgs {
     /// Understands a file name (or specification) and `-f`.
     pub(crate) fn source(&self, filename: &str, format: Option<&str>) -> Outcome<Source> {
-        self.objects.refuse()?;
+        self.objects.secrets()?;
         source(filename, format, self.image_opts)
     }
 }

@@ -159,6 +159,7 @@ fn an_existing_target_is_overwritten_with_what_is_not_there_too() {
             is_zero,
             keep_backing: false,
             policy: crate::policy::Policy::default(),
+            secrets: Secrets::default(),
         }))
     };
     convert(&ConvertRequest::new(vec![opened(&raw)], existing(false)), &Quiet).unwrap();

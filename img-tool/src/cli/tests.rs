@@ -82,8 +82,10 @@ fn near_misses_are_guessed() {
 }
 
 #[test]
-fn secrets_come_later() {
-    let objects = ObjectArgs { object: vec!["secret,id=s0,data=x".into()] };
-    objects.refuse().unwrap_err();
-    ObjectArgs::default().refuse().unwrap();
+fn secrets_are_read_once_and_not_shown() {
+    let objects = ObjectArgs { object: vec!["secret,id=s0,data=hush".into()], ..ObjectArgs::default() };
+    assert_eq!(&**objects.secrets().unwrap().get("s0").unwrap(), b"hush");
+    objects.secrets().unwrap().get("s0").unwrap();
+    assert!(!format!("{objects:?}").contains("hush"));
+    assert!(ObjectArgs { object: vec!["foo".into()], ..ObjectArgs::default() }.secrets().is_err());
 }

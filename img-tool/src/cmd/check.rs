@@ -71,6 +71,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
         cache,
         force_share: args.source.force_share,
         policy: app.policy(),
+        secrets: args.source.objects.secrets()?,
         ..OpenOptions::default()
     };
     app.warn_about(&source.spec);

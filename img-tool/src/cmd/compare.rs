@@ -121,6 +121,7 @@ impl Args {
             cache,
             force_share: self.source.force_share,
             policy: app.policy(),
+            secrets: self.source.objects.secrets()?,
             snapshot: snapshot.map(|snapshot| snapshot.selector),
             ..OpenOptions::default()
         };

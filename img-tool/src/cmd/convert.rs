@@ -287,6 +287,7 @@ impl Args {
                 force_share: self.source.force_share,
                 share: Share::NoWriters,
                 policy: policy.clone(),
+                secrets: self.source.objects.secrets()?,
                 snapshot: snapshot.filter(|_| index == 0).map(|snapshot| snapshot.selector.clone()),
                 ..OpenOptions::default()
             };
@@ -319,30 +320,32 @@ impl Args {
 
     fn target(&self, filename: &str, options: Vec<(String, String)>, app: &App) -> Outcome<Target> {
         if self.target_image_opts {
-            return Ok(self.existing(Spec::from_image_opts(filename)?, None, app));
+            return self.existing(Spec::from_image_opts(filename)?, None, app);
         }
         let format = self.target_format()?;
         if self.no_create {
-            return Ok(self.existing(Spec::from_filename(filename)?, Some(format), app));
+            return self.existing(Spec::from_filename(filename)?, Some(format), app);
         }
         Ok(Target::Create(CreateRequest {
             backing_file: self.backing.clone(),
             backing_format: self.backing_format.clone(),
             options,
             policy: app.policy(),
+            secrets: self.source.objects.secrets()?,
             ..CreateRequest::new(filename, format)
         }))
     }
 
-    fn existing(&self, spec: Spec, format: Option<Format>, app: &App) -> Target {
+    fn existing(&self, spec: Spec, format: Option<Format>, app: &App) -> Outcome<Target> {
         app.warn_about(&spec);
-        Target::Existing(Box::new(ExistingTarget {
+        Ok(Target::Existing(Box::new(ExistingTarget {
             spec,
             format,
             is_zero: self.target_is_zero,
             keep_backing: self.backing.is_some(),
             policy: app.policy(),
-        }))
+            secrets: self.source.objects.secrets()?,
+        })))
     }
 }
 

@@ -1,7 +1,7 @@
 //! `create`: a new image.
 
 use block::Error;
-use image::{CreateRequest, options};
+use image::{CreateRequest, Secrets, options};
 
 use crate::app::App;
 use crate::cli::{ObjectArgs, target_format};
@@ -54,9 +54,9 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     let Some(filename) = &args.filename else {
         return Err(app.usage("create", "Expecting image file name"));
     };
-    args.objects.refuse()?;
+    let secrets = args.objects.secrets()?;
     let size = args.size.as_deref().map(block::size::parse).transpose()?;
-    create(args, app, filename, lists, size).map_err(|failure| about(failure, filename))
+    create(args, app, filename, lists, size, secrets).map_err(|failure| about(failure, filename))
 }
 
 /// The name of the file in front of the message.
@@ -73,6 +73,7 @@ fn create(
     filename: &str,
     lists: Vec<(String, String)>,
     size: Option<u64>,
+    secrets: Secrets,
 ) -> Outcome {
     if args.format == "file" || args.format == "host_device" {
         return Err(Error::usage(format!("Unknown file format '{}'", args.format)).hint("use -f raw").into());
@@ -84,6 +85,7 @@ fn create(
         backing_unsafe: args.backing_unsafe,
         options: lists,
         policy: app.policy(),
+        secrets,
         ..CreateRequest::new(filename, target_format(&args.format)?)
     };
     let prepared = image::prepare_create(&request)?;

@@ -73,7 +73,11 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     if window.is_none() {
         app.complain(&format!("{input}: cannot skip to specified offset"));
     }
-    let create = CreateRequest { policy: app.policy(), ..CreateRequest::new(output, format) };
+    let create = CreateRequest {
+        policy: app.policy(),
+        secrets: args.source.objects.secrets()?,
+        ..CreateRequest::new(output, format)
+    };
     let reporter = Reporter::new(&ProgressArgs::default(), true, app)?
         .confining_to(vec![directory_of(Path::new(output))]);
     let request = ConvertRequest {
@@ -151,6 +155,7 @@ impl Args {
             format: source.format,
             force_share: self.source.force_share,
             policy: app.policy(),
+            secrets: self.source.objects.secrets()?,
             ..OpenOptions::default()
         };
         Ok(app.open(&source.spec, &options)?)

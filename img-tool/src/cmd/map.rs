@@ -41,6 +41,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
         format: source.format,
         force_share: args.source.force_share,
         policy: app.policy(),
+        secrets: args.source.objects.secrets()?,
         ..OpenOptions::default()
     };
     let layer = app.open(&source.spec, &options)?;

@@ -64,6 +64,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
                 format: source.format,
                 force_share: args.source.force_share,
                 policy: app.policy(),
+                secrets: args.source.objects.secrets()?,
                 snapshot: snapshot.map(|snapshot| snapshot.selector),
                 ..OpenOptions::default()
             };
@@ -72,7 +73,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
             measure(Subject::Image(&layer), target, &options)?
         }
         (None, size) => {
-            args.source.objects.refuse()?;
+            args.source.objects.secrets()?;
             measure(Subject::Size(size.unwrap_or(0)), target, &options)?
         }
     };

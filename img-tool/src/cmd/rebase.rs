@@ -66,7 +66,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
-    args.objects.refuse()?;
+    let secrets = args.objects.secrets()?;
     let backing_file = match &args.backing {
         None if !args.backing_unsafe => {
             return Err(app.usage("rebase", "Must specify backing file (-b) or use unsafe mode (-u)"));
@@ -84,6 +84,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
         compress: args.compress,
         threads: args.threads.map(usize::from),
         policy: app.policy(),
+        secrets,
     };
     let options = OpenOptions { cache, format: source.format, ..request.overlay_options() };
     let overlay = app.open(&source.spec, &options)?;

@@ -45,13 +45,13 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     let preallocation = preallocation(args.preallocation.as_deref())?;
     let change = Change::parse(&args.size)?;
-    args.objects.refuse()?;
     let source = source(&args.filename, args.format.as_deref(), args.image_opts)?;
     let options = OpenOptions {
         writable: true,
         resizable: true,
         format: source.format,
         policy: app.policy(),
+        secrets: args.objects.secrets()?,
         ..OpenOptions::default()
     };
     let layer = app.open(&source.spec, &options)?;

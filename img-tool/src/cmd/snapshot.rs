@@ -39,6 +39,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
         backing: BackingMode::Ignore,
         metadata_only: true,
         policy: app.policy(),
+        secrets: args.source.objects.secrets()?,
         ..OpenOptions::default()
     };
     let layer = app.open(&source.spec, &options)?;
