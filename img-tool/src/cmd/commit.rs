@@ -57,7 +57,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
-    args.objects.refuse()?;
+    let secrets = args.objects.secrets()?;
     let rate = args.rate.as_deref().map(rate).transpose()?.filter(|rate| *rate > 0);
     let source = source(&args.filename, args.format.as_deref(), args.image_opts)?;
     let cache = CacheMode::parse(&args.cache)
@@ -67,6 +67,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
         cache,
         format: source.format,
         policy: app.policy(),
+        secrets,
         ..OpenOptions::default()
     };
     // First as always, to know which image is the base, then with that one for writing.
