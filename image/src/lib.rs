@@ -17,6 +17,7 @@
 //! Nothing here prints, reads the environment, or looks at a terminal: warnings are values, progress goes
 //! through [`progress::Progress`].
 
+pub mod amend;
 pub mod check;
 pub mod checksum;
 pub mod commit;

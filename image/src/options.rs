@@ -44,7 +44,7 @@ pub struct Definition {
     pub default: Option<&'static str>,
 }
 
-const fn option(name: &'static str, kind: Kind, help: &'static str) -> Definition {
+pub(crate) const fn option(name: &'static str, kind: Kind, help: &'static str) -> Definition {
     Definition { name, kind, help, default: None }
 }
 
@@ -148,15 +148,21 @@ pub fn asks_for_help(option_lists: &[String]) -> bool {
 
 /// The text of `-o help`: of the format alone, or of a format on a file.
 pub fn help(format: Format, filename: Option<&str>) -> String {
-    let (title, mut all) = match filename {
+    let (title, all) = match filename {
         Some(filename) => ("Supported options:\n".to_owned(), of_target(format, filename)),
         None => (format!("Supported {format} options:\n"), of_format(format).to_vec()),
     };
-    all.sort_by_key(|definition| definition.name);
-    let lines: String = all.iter().map(help_line).collect();
+    let lines = help_lines(&all);
     let note = "\nThe protocol level may support further options.\n\
                 Specify the target filename to include those options.\n";
     format!("{title}{lines}{}", if filename.is_none() { note } else { "" })
+}
+
+/// The lines of help of some options, by name.
+pub(crate) fn help_lines(definitions: &[Definition]) -> String {
+    let mut all = definitions.to_vec();
+    all.sort_by_key(|definition| definition.name);
+    all.iter().map(help_line).collect()
 }
 
 fn help_line(definition: &Definition) -> String {

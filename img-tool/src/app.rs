@@ -221,6 +221,7 @@ fn survive_file_size_limit(command: &Command) {
 fn run(cli: &Cli, app: &App) -> Outcome {
     survive_file_size_limit(&cli.command);
     match &cli.command {
+        Command::Amend(args) => cmd::amend::run(args, app),
         Command::Check(args) => cmd::check::run(args, app),
         Command::Checksum(args) => cmd::checksum::run(args, app),
         Command::Commit(args) => cmd::commit::run(args, app),

@@ -53,6 +53,8 @@ pub(crate) struct GlobalArgs {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Change format-specific options of an image
+    Amend(cmd::amend::Args),
     /// Check the structures of an image, and repair them
     Check(cmd::check::Args),
     /// Print digests of the contents of disks, or check them
@@ -86,7 +88,7 @@ pub(crate) enum Command {
 }
 
 /// Commands of qemu-img that are still to come.
-const LATER: &[&str] = &["amend", "bench", "bitmap"];
+const LATER: &[&str] = &["bench", "bitmap"];
 
 /// How a source image is named and opened; flattened into the commands that read one.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -188,7 +190,7 @@ pub(crate) fn target_format(name: &str) -> Outcome<Format> {
 }
 
 /// Formats of qemu-img that are not here (yet): whoever names one means it.
-const FOREIGN_FORMATS: [&str; 12] =
+pub(crate) const FOREIGN_FORMATS: [&str; 12] =
     ["qcow", "vmdk", "vdi", "vhdx", "vpc", "luks", "qed", "parallels", "bochs", "cloop", "dmg", "nbd"];
 
 /// Which formats there are, and which one was probably meant.

@@ -1,5 +1,6 @@
 //! The verbs, one file each: its options (`Args`) and what it does (`run`).
 
+pub(crate) mod amend;
 pub(crate) mod check;
 pub(crate) mod checksum;
 pub(crate) mod commit;

@@ -116,6 +116,16 @@ impl<'a> Reporter<'a> {
         Self { directories: Some(directories), ..self }
     }
 
+    /// Says that nothing is done yet, for operations of which not all have anything to tell.
+    pub(crate) fn start(&self) {
+        self.update(0, 1);
+    }
+
+    /// Says that everything is done.
+    pub(crate) fn end(&self) {
+        self.update(u64::MAX, u64::MAX);
+    }
+
     /// The operation is over: leaves the line. Whatever was to be said about its result has been said.
     pub(crate) fn finish(&self) -> Outcome<()> {
         match self.form {

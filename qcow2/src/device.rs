@@ -41,7 +41,7 @@ pub(crate) const MAX_CLUSTERS_HELD: u64 = 4096;
 
 /// How an image is opened. What the image names (backing file, data file) is opened by the caller, who
 /// knows what may be opened at all.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
     /// Open for writing.
     pub writable: bool,
@@ -340,7 +340,8 @@ impl Qcow2 {
         self.validate_l1_entry(index, entry)
     }
 
-    fn validate_l1_entry(&self, index: u64, entry: u64) -> Result<Option<u64>> {
+    /// The L2 table that an L1 entry names, if any, once it has been found to be one.
+    pub(crate) fn validate_l1_entry(&self, index: u64, entry: u64) -> Result<Option<u64>> {
         let offset = entry & OFFSET_MASK;
         if entry & L1_RESERVED != 0 || self.geometry.in_cluster(offset) != 0 {
             return Err(Error::L1Entry { index, entry }.into());

@@ -353,7 +353,7 @@ fn write_entries(storage: &dyn Storage, table: u64, entries: &[(u64, u64)]) -> R
 }
 
 /// Appends a range to a list of (offset, length), joining it to the last where it follows.
-fn push_run(runs: &mut Vec<(u64, u64)>, offset: u64, len: u64) {
+pub(crate) fn push_run(runs: &mut Vec<(u64, u64)>, offset: u64, len: u64) {
     match runs.last_mut() {
         Some((start, total)) if *start + *total == offset => *total += len,
         _ => runs.push((offset, len)),

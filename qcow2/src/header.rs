@@ -4,6 +4,8 @@
 //! limits; the rest of the crate relies on that and does not check again. [`Header::encode`] gives the whole
 //! first cluster as QEMU would write it: unknown fields and extensions are kept.
 
+mod replace;
+
 use block::Storage;
 use block::codec::{Reader, Writer};
 use block::num::{is_aligned, to_usize};
@@ -12,6 +14,8 @@ use crate::error::{Error, Result};
 use crate::extension;
 use crate::features::{autoclear, incompatible};
 use crate::geometry::{CLUSTER_BITS, Geometry, MAX_L1_BYTES, MAX_REFCOUNT_ORDER, MAX_REFCOUNT_TABLE_BYTES};
+
+pub(crate) use replace::patch_first_sector;
 
 /// "QFI\xfb".
 const MAGIC: [u8; 4] = *b"QFI\xfb";

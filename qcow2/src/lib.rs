@@ -21,6 +21,7 @@
 //! The order in which things reach the disk is the heart of the crate; it is described in [`flush`].
 
 pub mod alloc;
+pub mod amend;
 pub mod bitmap;
 mod bulk;
 pub mod cache;

@@ -165,6 +165,12 @@ impl Refcounts {
         Ok(true)
     }
 
+    /// The counters of a block; `None` if there is no such block and all of them are 0.
+    pub(crate) fn block(&mut self, storage: &dyn Storage, index: u64) -> Result<Option<&[u8]>> {
+        self.load(storage, index)?;
+        Ok(self.blocks.get(&index).map(|block| block.bytes.as_slice()))
+    }
+
     /// The refcount of a host cluster.
     pub(crate) fn get(&mut self, storage: &dyn Storage, cluster: u64) -> Result<u64> {
         let index = self.block_index(cluster);

@@ -101,6 +101,11 @@ impl Snapshot {
         }
     }
 
+    /// Bytes of its entry as it was found, without padding.
+    pub(crate) fn len_as_found(&self) -> u64 {
+        FIXED + u64::from(self.extra_len) + (self.id.len() + self.name.len()) as u64
+    }
+
     /// Whether its L1 table can be where the entry says.
     ///
     /// # Errors

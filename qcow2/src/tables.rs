@@ -39,11 +39,8 @@ impl Qcow2 {
         old.refcount_table_clusters = meta.refcounts.table_clusters;
         let mut new = old.clone();
         change(&mut new)?;
-        let mut bytes = new.encode()?;
-        // What was there behind the new header's end must not be taken for a part of it.
-        let old_len = old.encode().map_or(bytes.len(), |old| old.len());
-        bytes.resize(bytes.len().max(old_len), 0);
-        let written = self.storage.write_at(&bytes, 0).and_then(|()| self.storage.sync());
+        new.encode()?;
+        let written = new.replace(&*self.storage, &old);
         match written {
             Ok(()) => *header = new,
             Err(_) => meta.header_lost = true,

@@ -157,7 +157,7 @@ impl Qcow2 {
 
     /// Guest data must not be written over metadata, nor so far past the end of the file that only a lie in a table
     /// can have led there (space that has been given out need not be in the file yet).
-    fn check_place(&self, guest: u64, host: u64, len: u64) -> Result<()> {
+    pub(crate) fn check_place(&self, guest: u64, host: u64, len: u64) -> Result<()> {
         if !self.external && !self.is_inside(host + len)? && host + len > self.meta.lock().allocation_end() {
             self.check_data(guest, host, len)?;
         }

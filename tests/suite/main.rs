@@ -1,6 +1,7 @@
 //! One binary for the whole integration suite: it links once, and `cargo test -p tests NAME` picks from it.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod amend;
 mod check;
 mod checksum;
 mod cli;
