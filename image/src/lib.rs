@@ -18,6 +18,7 @@
 //! through [`progress::Progress`].
 
 pub mod amend;
+pub mod bench;
 pub mod check;
 pub mod checksum;
 pub mod commit;

@@ -55,6 +55,8 @@ pub(crate) struct GlobalArgs {
 pub(crate) enum Command {
     /// Change format-specific options of an image
     Amend(cmd::amend::Args),
+    /// Run a simple benchmark
+    Bench(cmd::bench::Args),
     /// Check the structures of an image, and repair them
     Check(cmd::check::Args),
     /// Print digests of the contents of disks, or check them
@@ -88,7 +90,7 @@ pub(crate) enum Command {
 }
 
 /// Commands of qemu-img that are still to come.
-const LATER: &[&str] = &["bench", "bitmap"];
+const LATER: &[&str] = &["bitmap"];
 
 /// How a source image is named and opened; flattened into the commands that read one.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -338,7 +340,9 @@ fn option_letter(argument: &str, words: &[String]) -> String {
 fn what_is_missing(command: Option<&str>) -> String {
     match command {
         Some("create") => "Expecting image file name",
-        Some("check" | "commit" | "info" | "map" | "rebase" | "snapshot") => "Expecting one image file name",
+        Some("bench" | "check" | "commit" | "info" | "map" | "rebase" | "snapshot") => {
+            "Expecting one image file name"
+        }
         Some("resize") => "Expecting image file name and size",
         Some("compare") => "Expecting two image file names",
         Some("convert") => "Must specify image file name",
@@ -349,7 +353,7 @@ fn what_is_missing(command: Option<&str>) -> String {
 
 fn too_much(command: Option<&str>, argument: &str) -> String {
     match command {
-        Some("check" | "commit" | "info" | "map" | "rebase" | "snapshot") => {
+        Some("bench" | "check" | "commit" | "info" | "map" | "rebase" | "snapshot") => {
             "Expecting one image file name".to_owned()
         }
         Some("resize") => "Expecting image file name and size".to_owned(),

@@ -1,6 +1,7 @@
 //! The verbs, one file each: its options (`Args`) and what it does (`run`).
 
 pub(crate) mod amend;
+pub(crate) mod bench;
 pub(crate) mod check;
 pub(crate) mod checksum;
 pub(crate) mod commit;
