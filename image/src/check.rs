@@ -11,7 +11,7 @@ use block::{Error, Result, ResultExt as _, Storage};
 use serde_json::{Map, Value};
 
 use crate::format::Format;
-use crate::open::{OpenOptions, Opened, Purpose, open_own};
+use crate::open::{OpenOptions, Opened, Purpose, open_own, warnings_of};
 use crate::spec::{Spec, could_not_open};
 
 /// An image that is ready to be checked.
@@ -46,6 +46,11 @@ impl Subject {
     /// The format of the image.
     pub fn format(&self) -> Format {
         self.opened.format
+    }
+
+    /// What the user should be told about the image itself; without prefix.
+    pub fn warnings(&self) -> Vec<String> {
+        self.opened.header.as_ref().map(warnings_of).unwrap_or_default()
     }
 
     /// The words with which qemu warns before it writes to an image whose format it had to guess.

@@ -19,6 +19,7 @@
 //! a backing file is compared and when compressing, besides the metadata caches of the images: under 128 MiB
 //! plus 4 MiB per thread.
 
+mod bitmaps;
 pub mod engine;
 #[cfg(test)]
 mod file_tests;
@@ -38,6 +39,7 @@ use std::sync::Arc;
 use block::file::CacheMode;
 use block::{Error, ErrorKind, Result, ResultExt as _, Storage as _, Stored};
 
+pub use bitmaps::Bitmaps;
 pub use engine::{EngineOptions, Tally, convert_devices, default_threads};
 pub use plan::Fresh;
 pub use salvage::{Losses, Lost};
@@ -79,6 +81,8 @@ pub struct ConvertRequest {
     pub salvage: bool,
     /// At most this many bytes per second.
     pub rate: Option<u64>,
+    /// What becomes of the dirty bitmaps of the (single) source.
+    pub bitmaps: Bitmaps,
 }
 
 /// Whose words messages use.
@@ -143,6 +147,7 @@ impl ConvertRequest {
             out_of_order: false,
             salvage: false,
             rate: None,
+            bitmaps: Bitmaps::Leave,
         }
     }
 
@@ -233,6 +238,7 @@ impl ConvertRequest {
 /// In qemu's words; `Cancelled` if `progress` asked for it. A target that was created is gone then, except that
 /// a file that had been there before is empty.
 pub fn convert(request: &ConvertRequest, progress: &dyn Progress) -> Result<ConvertReport> {
+    bitmaps::check(request)?;
     let source = request.source()?;
     match &request.target {
         Target::Create(target) => convert_to_new(request, target, &source, progress),
@@ -299,6 +305,7 @@ fn run(
     let lengths = request.source_lengths();
     let tally = convert_devices(source, &*device, &request.engine_options(fresh, target.format), progress)?;
     request.check_lengths(&lengths)?;
+    bitmaps::copy(request, target, progress)?;
     device.close().context(|| "error while flushing the target".to_owned())?;
     Ok(ConvertReport { size: source.size(), tally })
 }

@@ -22,7 +22,7 @@ use crate::policy::Policy;
 use crate::secret::Secrets;
 use crate::spec::{Spec, could_not_open};
 
-pub(crate) use chain::{Opened, open_own};
+pub(crate) use chain::{Opened, open_own, warnings_of};
 pub(crate) use names::{backing_node, resolve_name};
 pub(crate) use source::Purpose;
 

@@ -223,6 +223,7 @@ fn run(cli: &Cli, app: &App) -> Outcome {
     match &cli.command {
         Command::Amend(args) => cmd::amend::run(args, app),
         Command::Bench(args) => cmd::bench::run(args, app),
+        Command::Bitmap(args) => cmd::bitmap::run(args, app),
         Command::Check(args) => cmd::check::run(args, app),
         Command::Checksum(args) => cmd::checksum::run(args, app),
         Command::Commit(args) => cmd::commit::run(args, app),

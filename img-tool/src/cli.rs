@@ -57,6 +57,8 @@ pub(crate) enum Command {
     Amend(cmd::amend::Args),
     /// Run a simple benchmark
     Bench(cmd::bench::Args),
+    /// Add, remove and change the dirty bitmaps of an image
+    Bitmap(Box<cmd::bitmap::Args>),
     /// Check the structures of an image, and repair them
     Check(cmd::check::Args),
     /// Print digests of the contents of disks, or check them
@@ -88,9 +90,6 @@ pub(crate) enum Command {
     /// Write the manual pages into a directory
     Man(cmd::man::Args),
 }
-
-/// Commands of qemu-img that are still to come.
-const LATER: &[&str] = &["bitmap"];
 
 /// How a source image is named and opened; flattened into the commands that read one.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -297,9 +296,6 @@ fn message(error: &clap::Error, kind: ErrorKind, command: Option<&str>, words: &
     match kind {
         ErrorKind::InvalidSubcommand => {
             let name = text(error, ContextKind::InvalidSubcommand).unwrap_or_default();
-            if LATER.contains(&name.as_str()) {
-                return format!("the command '{name}' is not in this version of vimg");
-            }
             format!("Command not found: {name}")
         }
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
@@ -364,7 +360,7 @@ fn too_much(command: Option<&str>, argument: &str) -> String {
 }
 
 fn suggestion(error: &clap::Error, program: &str) -> Option<String> {
-    let wrong = text(error, ContextKind::InvalidSubcommand).filter(|name| !LATER.contains(&name.as_str()));
+    let wrong = text(error, ContextKind::InvalidSubcommand);
     let commands = Cli::command();
     let names = commands.get_subcommands().map(clap::Command::get_name);
     let command =

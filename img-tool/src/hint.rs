@@ -2,14 +2,15 @@
 
 use block::Error;
 
-/// A hint that qemu-img prints, too, as a line of its own.
-const QEMU_LOCK_HINT: &str = "Is another process using the image";
+/// Beginnings of hints that qemu-img prints, too, as lines of their own.
+const QEMU_HINTS: [&str; 3] =
+    ["Is another process using the image", "Try block-dirty-bitmap-remove", "Try --skip-broken-bitmaps"];
 
 /// An error with its hints. As qemu-img, only what qemu-img would say.
 pub(crate) fn render(error: &Error, program: &str, colour: bool) -> String {
     let mut text = format!("{program}: {error}\n");
     for hint in error.hints() {
-        if hint.starts_with(QEMU_LOCK_HINT) {
+        if QEMU_HINTS.iter().any(|start| hint.starts_with(start)) {
             text.push_str(&format!("{hint}\n"));
         } else if program != "qemu-img" {
             text.push_str(&line(hint, colour));

@@ -24,6 +24,7 @@ use crate::geometry::Geometry;
 use crate::header::Header;
 
 pub(crate) use contents::structures;
+pub use edit::check_new;
 pub(crate) use record::Recorder;
 
 /// The bitmap was open for writing when the image was last closed or lost: its bits cannot be trusted.

@@ -170,11 +170,11 @@ impl Qcow2 {
             _ => Arc::clone(&storage),
         };
         let snapshots = snapshot::read_table(&*storage, &header)?;
+        let bitmaps = bitmap::read_directory(&*storage, &header)?;
         if let Some(selector) = &options.snapshot {
             header = snapshot::view::header_of(&header, &snapshots, selector, options.writable)?;
         }
         let l1 = read_l1(&*storage, &header)?;
-        let bitmaps = bitmap::read_directory(&*storage, &header)?;
         let file_len = storage.len()?;
         let table = match options.writable {
             true => Refcounts::read_table(

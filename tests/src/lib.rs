@@ -18,6 +18,7 @@
 //! A harness may panic and print: a failure here is the failure of the test that called it.
 #![expect(clippy::unwrap_used, reason = "a panic in the harness is the failure of the test that called it")]
 
+pub mod bits;
 pub mod command;
 pub mod dir;
 pub mod forge;

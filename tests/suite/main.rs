@@ -3,6 +3,7 @@
 
 mod amend;
 mod bench;
+mod bitmap;
 mod check;
 mod checksum;
 mod cli;

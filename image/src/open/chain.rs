@@ -250,7 +250,7 @@ fn build(
         data_file,
         backing,
         full_backing_filename,
-        warnings: vec![],
+        warnings: opened.header.as_ref().map(warnings_of).unwrap_or_default(),
     }))
 }
 
@@ -261,6 +261,13 @@ fn encrypted(method: u32) -> Error {
         "the image is encrypted ({name}), and encryption is not in this version of vimg"
     ))
     .hint("'info' works without the key; for the contents use qemu-img until then")
+}
+
+/// What the user should know about an image, by its header.
+pub(crate) fn warnings_of(header: &Header) -> Vec<String> {
+    let stale = "a program lacking bitmap support modified this file, so all bitmaps are now considered \
+                 inconsistent\nSome clusters may be leaked, run 'qemu-img check -r' on the image file to fix.";
+    if header.stale_bitmaps { vec![stale.to_owned()] } else { vec![] }
 }
 
 fn option<'a>(node: &'a Node, key: &str) -> Option<&'a Value> {

@@ -67,7 +67,6 @@ fn mistakes_are_answered_in_getopts_words() {
     assert_eq!(wrong("vimg").0, "Not enough arguments");
     assert_eq!(wrong("vimg info a -f").0, "option requires an argument -- 'f'");
     assert_eq!(wrong("vimg info -z a").0, "invalid option -- 'z'");
-    assert_eq!(wrong("vimg snapshot -l a").0, "the command 'snapshot' is not in this version of vimg");
 }
 
 #[test]

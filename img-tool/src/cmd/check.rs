@@ -76,6 +76,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     };
     app.warn_about(&source.spec);
     let subject = Subject::open(&source.spec, &options)?;
+    subject.warnings().iter().for_each(|warning| app.warn(warning));
     if options.writable
         && let Some(warning) = subject.probed_raw_warning()
     {

@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use block::Error;
 use block::file::CacheMode;
-use image::convert::{ConvertReport, ConvertRequest, ExistingTarget, Losses, Target, convert};
+use image::convert::{Bitmaps, ConvertReport, ConvertRequest, ExistingTarget, Losses, Target, convert};
 use image::open::Share;
 use image::{CreateRequest, Format, Layer, OpenOptions, Spec, options};
 
@@ -136,7 +135,6 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     };
     let cache = cache(&args.cache, "Invalid cache option")?;
     let sources = args.open_sources(sources, snapshot.as_ref(), app)?;
-    args.check_sources(&sources)?;
     let level = args.level(&lists)?;
     let target = args.target(target, lists, app)?;
     let reporter = Reporter::new(&args.progress, args.quiet, app)?.confining_to(directories(&target));
@@ -149,6 +147,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
         out_of_order: args.oob_writes,
         salvage: args.salvage,
         rate: numbers.rate,
+        bitmaps: args.bitmaps(),
         ..ConvertRequest::new(sources, target)
     };
     let result = convert(&request, &reporter);
@@ -252,18 +251,12 @@ impl Args {
         wrong.iter().find(|(is_wrong, _)| *is_wrong).map_or(Ok(()), |(_, words)| Err(Failure::usage(*words)))
     }
 
-    /// What the source would have to have, and what is still to come.
-    fn check_sources(&self, sources: &[Arc<Layer>]) -> Outcome<()> {
-        let [source] = sources else { return Ok(()) };
-        if self.bitmaps {
-            return Err(match source.format {
-                Format::Qcow2 => {
-                    Error::unsupported("persistent bitmaps are not in this version of vimg").into()
-                }
-                _ => Failure::usage("Source lacks bitmap support"),
-            });
+    fn bitmaps(&self) -> Bitmaps {
+        match (self.bitmaps, self.skip_broken_bitmaps) {
+            (false, _) => Bitmaps::Leave,
+            (true, false) => Bitmaps::Copy,
+            (true, true) => Bitmaps::CopySound,
         }
-        Ok(())
     }
 
     fn open_sources(

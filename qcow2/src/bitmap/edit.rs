@@ -44,15 +44,24 @@ fn granularity_bits(granularity: u64) -> Result<u8> {
         .ok_or_else(|| BlockError::usage("Granularity must be power of 2 and at least 512"))
 }
 
+/// Whether a bitmap can have this name and granularity (in bytes), whatever the image is.
+///
+/// # Errors
+/// It cannot.
+pub fn check_new(name: &[u8], granularity: Option<u64>) -> Result<()> {
+    if name.is_empty() {
+        return Err(BlockError::usage("Bitmap name cannot be empty"));
+    }
+    granularity.map_or(Ok(()), |granularity| granularity_bits(granularity).map(drop))
+}
+
 impl Qcow2 {
     /// Adds a bitmap that records (`enabled`) or not, with no bit set. `granularity` is in bytes.
     ///
     /// # Errors
     /// The name or the granularity cannot be, there is such a bitmap, the image cannot store it; read-only.
     pub fn add_bitmap(&self, name: &[u8], granularity: Option<u64>, enabled: bool) -> Result<()> {
-        if name.is_empty() {
-            return Err(BlockError::usage("Bitmap name cannot be empty"));
-        }
+        check_new(name, granularity)?;
         let bits = match granularity {
             Some(granularity) => granularity_bits(granularity)?,
             None => self.default_granularity_bits(),
