@@ -226,12 +226,29 @@ impl Meta {
 
     /// Moves the refcount table to a place where it has entries for block `index` and some more. The new
     /// table is durable before the header names it.
+    ///
+    /// The longer table may itself find room only where a still longer one would count it: then that one is made
+    /// at once, never one inside the other, which would leave the shorter one in the header.
     pub(crate) fn grow_refcount_table(
         &mut self,
         storage: &dyn Storage,
         map: &MetadataMap,
-        index: u64,
+        mut index: u64,
     ) -> Result<()> {
+        let may_grow = std::mem::replace(&mut self.may_grow_table, false);
+        let grown = loop {
+            self.growth_needed = None;
+            let grown = self.move_refcount_table(storage, map, index);
+            match self.growth_needed.take() {
+                Some(further) if grown.is_err() && further > index => index = further,
+                _ => break grown,
+            }
+        };
+        self.may_grow_table = may_grow;
+        grown
+    }
+
+    fn move_refcount_table(&mut self, storage: &dyn Storage, map: &MetadataMap, index: u64) -> Result<()> {
         let per_cluster = self.geometry.cluster_size() / 8;
         let wanted = (index + 1).max(self.refcounts.table_len() + self.refcounts.table_len() / 2);
         let clusters =

@@ -249,6 +249,27 @@ impl Refcounts {
         Ok(used)
     }
 
+    /// One past the last cluster below `end` whose counter is not 0. Goes from block to block: a file that claims to be
+    /// enormous costs no more than its refcount table.
+    pub(crate) fn used_end(&mut self, storage: &dyn Storage, end: u64) -> Result<u64> {
+        let bits = self.geometry.refcount_block_bits();
+        let order = self.geometry.refcount_order;
+        let mut end = end.min(self.table_len() << bits);
+        while end > 0 {
+            let index = (end - 1) >> bits;
+            let first = index << bits;
+            if self.load(storage, index)?
+                && let Some(block) = self.blocks.get(&index)
+                && let Some(last) =
+                    (0..end - first).rev().find(|i| read_counter(&block.bytes, *i, order) != 0)
+            {
+                return Ok(first + last + 1);
+            }
+            end = first;
+        }
+        Ok(0)
+    }
+
     /// Adds an empty block for index `index` at `offset` (its own counter still to be set).
     pub(crate) fn add_block(&mut self, index: u64, offset: u64) {
         self.table[to_usize(index)] = offset;

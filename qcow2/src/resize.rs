@@ -200,12 +200,7 @@ impl Qcow2 {
         }
         let mut meta = self.meta.lock();
         let len = self.storage.len()?;
-        let mut end = self.geometry.clusters_for(len);
-        while end > 0 && meta.refcounts.get(&*self.storage, end - 1)? == 0 {
-            let block = meta.refcounts.block_index(end - 1);
-            let counted = meta.refcounts.block_offset(block).is_some();
-            end = if counted { end - 1 } else { block << self.geometry.refcount_block_bits() };
-        }
+        let end = meta.refcounts.used_end(&*self.storage, self.geometry.clusters_for(len))?;
         let new_len = self.geometry.offset_of(end);
         if new_len < len {
             self.storage.set_len(new_len)?;

@@ -282,3 +282,163 @@ fn a_header_change_that_fails_leaves_the_old_header() {
         assert_eq!(Header::read(&*storage).unwrap().backing_file.unwrap(), b"another");
     }
 }
+
+/// The longer refcount table found no room where it would have been counted, grew once more for that, and then took
+/// the shorter table's place in the header, with entries past its end.
+#[test]
+fn a_refcount_table_that_grows_twice_at_once_is_the_longer_one() {
+    // One cluster of refcount table counts 16384 clusters of 512 bytes, two count 32768. All of the first half is
+    // used, and in the second half every other cluster is an L2 table (which nothing has counted).
+    const C: u64 = 512;
+    let tables = 8192u64;
+    let disk = tables * 64 * C;
+    let memory = Arc::new(MemStorage::new());
+    create(&*memory, &CreateOptions { cluster_bits: 9, ..CreateOptions::new(disk) }).unwrap();
+    let header = Header::read(&*memory).unwrap();
+    assert_eq!(header.refcount_table_clusters, 1);
+    let (table, l1) = (header.refcount_table_offset, header.l1_table_offset);
+    let blocks = l1 + tables * 8;
+    let entries: Vec<u8> = (0..64).flat_map(|i| (blocks + i * C).to_be_bytes()).collect();
+    memory.write_at(&entries, table).unwrap();
+    memory.write_at(&[0, 1].repeat(64 * 256), blocks).unwrap();
+    let l2 = |i: u64| (16_384 + 2 * i) * C;
+    let entries: Vec<u8> = (0..tables).flat_map(|i| (1 << 63 | l2(i)).to_be_bytes()).collect();
+    memory.write_at(&entries, l1).unwrap();
+    memory.set_len(l2(tables)).unwrap();
+    let storage: Arc<dyn Storage> = memory;
+    let image = open(&storage);
+    image.write_at(&[7; 512], 0).unwrap();
+    image.close().unwrap();
+    drop(image);
+    let header = Header::read(&*storage).unwrap();
+    assert!(header.refcount_table_clusters > 2, "{}", header.refcount_table_clusters);
+    let report = check(&storage, &header, None, Repair::None).unwrap();
+    let others: Vec<_> =
+        report.messages.iter().filter(|line| !line.contains("refcount=0 reference=1")).collect();
+    assert!(
+        others.iter().all(|line| line.contains("OFLAG_COPIED L2") || line.contains("Leaked")),
+        "{others:?}"
+    );
+    assert!(report.corruptions <= 2 * tables, "{report:?}");
+    let mut buf = [0; 512];
+    open(&storage).read_at(&mut buf, 0).unwrap();
+    assert_eq!(buf, [7; 512]);
+}
+
+/// A file that tells which of its bytes would survive a loss of power.
+#[derive(Debug)]
+struct Lossy {
+    live: MemStorage,
+    durable: parking_lot::Mutex<Vec<u8>>,
+}
+
+impl Lossy {
+    fn new(bytes: Vec<u8>) -> Self {
+        Self { live: MemStorage::from_bytes(bytes.clone()), durable: parking_lot::Mutex::new(bytes) }
+    }
+}
+
+/// One of two files; whenever this one changes or is synced, `moment` is told.
+struct Watched {
+    file: Arc<Lossy>,
+    moment: Box<dyn Fn() + Send + Sync>,
+}
+
+impl std::fmt::Debug for Watched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watched")
+    }
+}
+
+impl Storage for Watched {
+    fn len(&self) -> block::Result<u64> {
+        self.file.live.len()
+    }
+    fn set_len(&self, len: u64) -> block::Result<()> {
+        self.file.live.set_len(len)?;
+        (self.moment)();
+        Ok(())
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> block::Result<()> {
+        self.file.live.read_at(buf, offset)
+    }
+    fn write_at(&self, buf: &[u8], offset: u64) -> block::Result<()> {
+        self.file.live.write_at(buf, offset)?;
+        (self.moment)();
+        Ok(())
+    }
+    fn zero_range(&self, offset: u64, len: u64, mode: ZeroMode) -> block::Result<()> {
+        self.file.live.zero_range(offset, len, mode)?;
+        (self.moment)();
+        Ok(())
+    }
+    fn discard_range(&self, _: u64, _: u64) -> block::Result<()> {
+        Ok(())
+    }
+    fn allocate_range(&self, offset: u64, len: u64) -> block::Result<()> {
+        self.file.live.allocate_range(offset, len)
+    }
+    fn sync(&self) -> block::Result<()> {
+        *self.file.durable.lock() = self.file.live.to_bytes();
+        (self.moment)();
+        Ok(())
+    }
+    fn extent(&self, offset: u64, max_len: u64) -> block::Result<block::HostExtent> {
+        self.file.live.extent(offset, max_len)
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn name(&self) -> String {
+        "watched".to_owned()
+    }
+}
+
+/// What an external data file holds has to be durable before the tables say that it counts, and when a flush
+/// returns. The file holds garbage where nothing has been written: it must never show.
+#[test]
+fn data_of_an_external_file_is_durable_before_it_counts() {
+    let size = 64 * 4096;
+    let options =
+        CreateOptions { data_file: Some(b"data".to_vec()), cluster_bits: 12, ..CreateOptions::new(size) };
+    let memory = MemStorage::new();
+    create(&memory, &options).unwrap();
+    let image = Arc::new(Lossy::new(memory.to_bytes()));
+    let data = Arc::new(Lossy::new(vec![0xee; usize::try_from(size).unwrap()]));
+    // At every moment: everything of the image's file is there, but of the data file only what has been synced.
+    let moments = Arc::new(parking_lot::Mutex::new(vec![]));
+    let moment = {
+        let (image, data, moments) = (Arc::clone(&image), Arc::clone(&data), Arc::clone(&moments));
+        move || moments.lock().push((image.live.to_bytes(), data.durable.lock().clone()))
+    };
+    let storage: Arc<dyn Storage> = Arc::new(Watched { file: Arc::clone(&image), moment: Box::new(moment) });
+    let file: Arc<dyn Storage> = Arc::new(Watched { file: Arc::clone(&data), moment: Box::new(|| {}) });
+    let options = OpenOptions { writable: true, data_file: Some(file), ..OpenOptions::default() };
+    let disk = Qcow2::open(Arc::clone(&storage), Header::read(&*storage).unwrap(), options).unwrap();
+    let mut flushed = vec![];
+    for step in 0..6u8 {
+        let offset = u64::from(step) * 5 * 4096;
+        disk.write_at(&vec![step + 1; 3 * 4096], offset).unwrap();
+        if step % 2 == 1 {
+            disk.flush().unwrap();
+            let after = (image.durable.lock().clone(), data.durable.lock().clone());
+            flushed.push((offset, step + 1, after));
+        }
+    }
+    disk.close().unwrap();
+    let reopen = |(image, data): &(Vec<u8>, Vec<u8>)| {
+        let storage: Arc<dyn Storage> = Arc::new(MemStorage::from_bytes(image.clone()));
+        let data: Arc<dyn Storage> = Arc::new(MemStorage::from_bytes(data.clone()));
+        let options = OpenOptions { data_file: Some(data), ..OpenOptions::default() };
+        contents(&Qcow2::open(Arc::clone(&storage), Header::read(&*storage).unwrap(), options).unwrap())
+    };
+    let moments = moments.lock();
+    assert!(moments.len() > 6, "{}", moments.len());
+    for (index, moment) in moments.iter().enumerate() {
+        assert!(!reopen(moment).contains(&0xee), "moment {index}: what has not been written shows");
+    }
+    for (offset, byte, after) in &flushed {
+        let at = usize::try_from(*offset).unwrap();
+        assert!(reopen(after)[at..at + 3 * 4096].iter().all(|b| b == byte), "lost by a flush: {offset:#x}");
+    }
+}

@@ -27,6 +27,14 @@ fn qcow2_check() {
     fuzz::seeds().iter().for_each(|(_, bytes)| fuzz::qcow2_check(bytes));
 }
 
+/// The corpus of the check is one of damaged images: they are repaired, too.
+#[test]
+fn qcow2_repair() {
+    replay("qcow2_check", fuzz::qcow2_repair);
+    replay("qcow2_repair", fuzz::qcow2_repair);
+    fuzz::seeds().iter().for_each(|(_, bytes)| fuzz::qcow2_repair(bytes));
+}
+
 #[test]
 fn qcow2_ops() {
     replay("qcow2_ops", fuzz::qcow2_ops);

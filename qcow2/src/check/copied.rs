@@ -100,6 +100,8 @@ impl Check<'_> {
                 false => self.refcount(action, self.geometry.cluster_of(word & l2::OFFSET_MASK)),
             };
             if action.applies(word, refcount) {
+                // An entry is reported for everyone who uses its table, and put right once.
+                let count = if action == Action::Report { count } else { 1 };
                 self.note(action, count, |verb| {
                     format!("{verb} OFLAG_COPIED data cluster: l2_entry={word:x} refcount={refcount}")
                 });
@@ -151,8 +153,16 @@ impl Check<'_> {
             let offset = word & l2::OFFSET_MASK;
             word & l2::COMPRESSED == 0 && (offset != 0 || (self.external && word & l2::COPIED != 0))
         };
+        // Places that a repair takes away need no flags.
+        let goes = |position: usize| {
+            let bitmap = if self.geometry.extended_l2 { word_at(table, position + 8) } else { 0 };
+            self.bad_zero_places > 0 && self.is_bad_zero_place(word_at(table, position), bitmap)
+        };
         let size = to_usize(self.geometry.l2_entry_size());
-        (0..table.len()).step_by(size).filter(|position| has_host(word_at(table, *position))).collect()
+        (0..table.len())
+            .step_by(size)
+            .filter(|position| has_host(word_at(table, *position)) && !goes(*position))
+            .collect()
     }
 }
 

@@ -121,6 +121,11 @@ impl Counts {
         *self.slot(cluster) |= flags;
     }
 
+    /// Takes a note back.
+    pub(super) fn unmark(&mut self, cluster: u64, flags: u16) {
+        *self.slot(cluster) &= !flags;
+    }
+
     /// References to a cluster, and of which kinds; nothing for clusters that cannot be counted.
     pub(super) fn get(&self, cluster: u64) -> Count {
         let slot = match &self.store {

@@ -54,8 +54,15 @@ impl Check<'_> {
 
     /// The present structures will not be there any more.
     pub(super) fn uncount_refcounts(&mut self) {
+        let first = self.geometry.cluster_of(self.header.refcount_table_offset);
+        let table = (first, first + u64::from(self.header.refcount_table_clusters));
+        self.exclusive.retain(|range| *range != table);
         for cluster in std::mem::take(&mut self.stored.counted) {
             self.counts.sub(cluster, 1);
+            let inside = |(start, end): &(u64, u64)| (*start..*end).contains(&cluster);
+            if (table.0..table.1).contains(&cluster) && !self.exclusive.iter().any(inside) {
+                self.counts.unmark(cluster, EXCLUSIVE);
+            }
         }
     }
 

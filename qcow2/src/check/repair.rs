@@ -56,7 +56,7 @@ impl Check<'_> {
         match self.mode {
             Repair::None => return Ok(()),
             Repair::Leaks if self.fixable_leaks > 0 => self.give_back_leaks()?,
-            Repair::Leaks if self.copied_suspect => self.check_copied(Action::Report)?,
+            Repair::Leaks if self.copied_suspect => self.fix_flags()?,
             Repair::All if self.has_work() => self.repair_all()?,
             _ => self.refuse_if_blocked()?,
         }
@@ -97,9 +97,18 @@ impl Check<'_> {
             return Err(Error::NeedsRebuild(reason).into());
         }
         self.lower()?;
-        self.check_copied(Action::Report)?;
         self.count_fixed();
-        Ok(())
+        self.fix_flags()
+    }
+
+    /// Sets the flags right if nothing else is wrong. Flags that follow a refcount that is itself wrong stay.
+    fn fix_flags(&mut self) -> Result<()> {
+        if self.report.corruptions == 0 && self.report.check_errors == 0 {
+            self.can_repair()?;
+            self.fix_copied(Action::Clear)?;
+            self.fix_copied(Action::Set)?;
+        }
+        self.check_copied(Action::Report)
     }
 
     fn repair_all(&mut self) -> Result<()> {
