@@ -364,7 +364,6 @@ const OTHER_REPAIRS: &[(&str, &str)] = &[
     ("zero cluster in version 2 (all)", "qemu does not notice that it will refuse to read this entry"),
     ("data in the refcount table (all)", "the table moves away: no flag has to go"),
     ("data in the L2 table (all)", "the data moves away: one flag less has to go"),
-    ("data in the L1 table (all)", "the data moves away: one flag less has to go"),
     ("snapshot table beyond the end (leaks)", KEPT),
     ("snapshot table beyond the end (all)", KEPT),
     ("snapshot with an unaligned L1 table (leaks)", KEPT),
