@@ -335,6 +335,15 @@ impl Meta {
         Ok(freed)
     }
 
+    /// Clusters have become free by other means than [`release`](Self::release).
+    pub(crate) fn note_freed(&mut self, first: u64, clusters: u64) {
+        self.free_hint = self.free_hint.min(first);
+        let tail = self.compressed_tail.map(|tail| self.geometry.cluster_of(tail));
+        if tail.is_some_and(|tail| (first..first + clusters).contains(&tail)) {
+            self.compressed_tail = None;
+        }
+    }
+
     /// Gives back a run that was never linked.
     pub(crate) fn undo(&mut self, storage: &dyn Storage, run: Run) {
         // An error leaves a leak, which is the lesser evil: the caller is already reporting one.

@@ -82,7 +82,7 @@ impl Qcow2 {
         stored
     }
 
-    fn release_reserved(&self) -> Result<()> {
+    pub(crate) fn release_reserved(&self) -> Result<()> {
         let mut meta = self.meta.lock();
         let mut result = Ok(());
         for (_, (offset, _)) in std::mem::take(&mut meta.reserved) {

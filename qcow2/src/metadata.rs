@@ -95,6 +95,14 @@ impl MetadataMap {
         self.conflicts.get(next).is_some_and(|(first, _)| *first <= cluster)
     }
 
+    /// Calls `visit` with every one of clusters `first..end` that holds metadata.
+    pub(crate) fn visit(&self, first: u64, end: u64, mut visit: impl FnMut(u64)) {
+        let next = self.ranges.partition_point(|range| range.1 <= first);
+        let ranges = self.ranges.get(next..).unwrap_or_default().iter().take_while(|range| range.0 < end);
+        ranges.for_each(|range| (range.0.max(first)..range.1.min(end)).for_each(&mut visit));
+        self.claimed.read().range(first..end).for_each(|cluster| visit(*cluster));
+    }
+
     /// Notes that clusters hold metadata from now on.
     pub(crate) fn claim(&self, first: u64, clusters: u64) {
         self.claimed.write().extend(first..first + clusters);

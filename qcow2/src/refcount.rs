@@ -3,7 +3,7 @@
 //! Counters are big-endian integers of 1 to 64 bits; below 8 bits they are packed into bytes from the least
 //! significant bit up. Blocks are cached; a changed block stays until a flush has written it.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use block::num::to_usize;
 use block::{Result, Storage};
@@ -337,6 +337,40 @@ impl Refcounts {
         self.dirty_blocks = 0;
         taken.sort_unstable_by_key(|(_, offset, _)| *offset);
         taken
+    }
+
+    /// The blocks that have changed since they were written, and those that the table on disk does not name yet.
+    pub(crate) fn dirty_indices(&self) -> impl Iterator<Item = u64> {
+        let dirty = self.blocks.iter().filter(|(_, block)| block.dirty).map(|(index, _)| *index);
+        dirty.chain(self.dirty_entries.iter().copied())
+    }
+
+    /// The contents of a block, changes included, without a place in the cache.
+    pub(crate) fn copy_block(&self, storage: &dyn Storage, index: u64) -> Result<Vec<u8>> {
+        if let Some(block) = self.blocks.get(&index) {
+            return Ok(block.bytes.clone());
+        }
+        let cluster = index << self.geometry.refcount_block_bits();
+        let offset = self.block_offset(index).ok_or(Error::RefcountBlockMissing { cluster })?;
+        if self.geometry.in_cluster(offset) != 0 {
+            return Err(Error::RefcountTableEntry { index, entry: offset }.into());
+        }
+        let mut bytes = vec![0; to_usize(self.geometry.cluster_size())];
+        storage.read_at(&mut bytes, offset)?;
+        Ok(bytes)
+    }
+
+    /// The table is at another place (offset, clusters) now, and so are some blocks (index to offset), among them all
+    /// that had changed. All of it is on disk.
+    pub(crate) fn relocate(&mut self, table: (u64, u32), blocks: &BTreeMap<u64, u64>) {
+        (self.table_offset, self.table_clusters) = table;
+        for (index, offset) in blocks {
+            self.table[to_usize(*index)] = *offset;
+            self.blocks.remove(index);
+        }
+        self.ring.retain(|index| !blocks.contains_key(index));
+        self.dirty_entries.clear();
+        self.dirty_blocks = self.blocks.values().filter(|block| block.dirty).count();
     }
 
     /// Blocks taken for writing are in the file (or are not, and are dirty again).

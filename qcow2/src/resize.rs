@@ -45,6 +45,9 @@ impl Qcow2 {
         if size < old {
             return self.shrink(size);
         }
+        // What a snapshot with machine state has left behind the disk must not become a part of it.
+        let behind = self.geometry.l1_entries_for(old) * self.geometry.l2_coverage();
+        self.drop_clusters(behind, self.mapped_end())?;
         self.resize_data_file(size)?;
         self.grow(size)?;
         // The rest of the old last cluster: zeros already if the writer was careful.
@@ -72,7 +75,7 @@ impl Qcow2 {
     }
 
     /// Nothing is changed for a size that no L1 table can map.
-    fn check_l1_limit(&self, size: u64) -> Result<()> {
+    pub(crate) fn check_l1_limit(&self, size: u64) -> Result<()> {
         if self.geometry.l1_entries_for(size) * 8 <= MAX_L1_BYTES {
             return Ok(());
         }
@@ -147,9 +150,7 @@ impl Qcow2 {
         if boundary > size {
             self.zero_unrecorded(size, boundary.min(old) - size, ZeroMode::UNMAP)?;
         }
-        if boundary < old {
-            self.drop_clusters(boundary, old)?;
-        }
+        self.drop_clusters(boundary, old.max(self.mapped_end()))?;
         self.flush_all()?;
         let _held = self.stripes.all();
         let _flushing = self.flush_lock.lock();
@@ -159,6 +160,13 @@ impl Qcow2 {
         self.size.store(size, Ordering::Release);
         self.resize_data_file(size)?;
         self.cut_file()
+    }
+
+    /// The end of what L2 tables map: behind the disk lies the machine state of an applied snapshot, if any.
+    fn mapped_end(&self) -> u64 {
+        let l1 = self.l1.read();
+        let tables = l1.iter().rposition(|entry| *entry != 0).map_or(0, |last| last as u64 + 1);
+        tables.saturating_mul(self.geometry.l2_coverage())
     }
 
     /// Unmaps whole clusters so that they refer to nothing.

@@ -3,6 +3,9 @@
 //!
 //! Extra data that is not known here is kept as it is.
 
+mod change;
+mod ops;
+mod tally;
 pub(crate) mod view;
 
 use block::Storage;
@@ -12,6 +15,8 @@ use block::num::{is_aligned, to_usize};
 
 use crate::error::Error;
 use crate::geometry::{Geometry, MAX_L1_BYTES};
+pub use ops::MAX_NAME;
+
 use crate::header::Header;
 
 /// Bytes of an entry before its extra data.
@@ -32,8 +37,6 @@ pub(crate) const MAX_TABLE: u64 = 64 << 20;
 pub enum Selector {
     /// The one with this id or, if there is none, the one with this name.
     IdOrName(Vec<u8>),
-    /// The first one that has this id or this name, in table order (how `snapshot -d` looks).
-    First(Vec<u8>),
     /// The one that has all that is given.
     Both {
         /// Its id.
@@ -49,7 +52,6 @@ impl Selector {
         let first = |fits: &dyn Fn(&Snapshot) -> bool| snapshots.iter().position(fits);
         match self {
             Self::IdOrName(text) => first(&|s| s.id == *text).or_else(|| first(&|s| s.name == *text)),
-            Self::First(text) => first(&|s| s.id == *text || s.name == *text),
             Self::Both { id, name } => first(&|s| {
                 id.as_ref().is_none_or(|id| s.id == *id) && name.as_ref().is_none_or(|name| s.name == *name)
             }),
@@ -163,6 +165,13 @@ impl Snapshot {
         self.icount = reader.be_u64().filter(|count| *count != u64::MAX);
     }
 
+    /// The entry as [`encode_table`] writes it, which says everything.
+    pub(crate) fn completed(mut self, disk_size: u64) -> Self {
+        self.disk_size.get_or_insert(disk_size);
+        self.extra_len = u32::try_from(KNOWN_EXTRA + self.unknown_extra.len()).unwrap_or(u32::MAX);
+        self
+    }
+
     fn encode(&self, disk_size: u64, writer: &mut Writer) {
         let len16 = |bytes: &[u8]| u16::try_from(bytes.len()).unwrap_or(u16::MAX);
         let (id_len, name_len) = (len16(&self.id), len16(&self.name));
@@ -209,6 +218,14 @@ pub fn encode_table(snapshots: &[Snapshot], disk_size: u64) -> Result<Vec<u8>, E
         }
     }
     Ok(writer.into_bytes())
+}
+
+/// Bytes of the table as it is in the file, if these are its entries.
+pub(crate) fn stored_len(snapshots: &[Snapshot]) -> u64 {
+    snapshots.iter().fold(0u64, |len, snapshot| {
+        let names = snapshot.id.len() as u64 + snapshot.name.len() as u64;
+        len.next_multiple_of(8) + FIXED + u64::from(snapshot.extra_len) + names
+    })
 }
 
 /// An entry and its place in the table.

@@ -11,6 +11,7 @@ use block::{BlockDevice, Compressed, Preallocation, Storage, ZeroMode};
 use proptest::prelude::*;
 use qcow2::check::check;
 use qcow2::create::{CreateOptions, create};
+use qcow2::snapshot::Selector;
 use qcow2::{Header, OpenOptions, Qcow2};
 
 #[derive(Debug, Clone)]
@@ -23,6 +24,9 @@ enum Op {
     Flush,
     Reopen,
     Resize { size: u32 },
+    Snapshot,
+    ApplySnapshot { which: u32 },
+    DeleteSnapshot { which: u32 },
     Read { at: u32, len: u32 },
 }
 
@@ -38,6 +42,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Flush),
         1 => Just(Op::Reopen),
         1 => any::<u32>().prop_map(|size| Op::Resize { size }),
+        2 => Just(Op::Snapshot),
+        1 => any::<u32>().prop_map(|which| Op::ApplySnapshot { which }),
+        1 => any::<u32>().prop_map(|which| Op::DeleteSnapshot { which }),
         2 => place.prop_map(|(at, len)| Op::Read { at, len }),
     ]
 }
@@ -94,6 +101,15 @@ struct Bench {
     model: Vec<u8>,
     /// Bytes that a discard has left undefined.
     undefined: Vec<bool>,
+    snapshots: Vec<Kept>,
+}
+
+/// A snapshot that should be there.
+#[derive(Clone)]
+struct Kept {
+    id: Vec<u8>,
+    model: Vec<u8>,
+    undefined: Vec<bool>,
 }
 
 fn backing_byte(at: usize) -> u8 {
@@ -125,7 +141,7 @@ impl Bench {
         });
         let image = Self::open(&shape, &storage, backing.as_ref());
         let undefined = vec![false; model.len()];
-        Self { shape, storage, backing, image, model, undefined }
+        Self { shape, storage, backing, image, model, undefined, snapshots: vec![] }
     }
 
     fn open(shape: &Shape, storage: &Arc<dyn Storage>, backing: Option<&Arc<dyn BlockDevice>>) -> Arc<Qcow2> {
@@ -175,6 +191,9 @@ impl Bench {
             Op::Flush => self.image.flush().unwrap(),
             Op::Reopen => self.reopen(),
             Op::Resize { size } => self.resize(u64::from(size % 4000 + 1) * 512),
+            Op::Snapshot => self.snapshot(),
+            Op::ApplySnapshot { which } => self.apply_snapshot(*which),
+            Op::DeleteSnapshot { which } => self.delete_snapshot(*which),
             Op::Read { at, len } => {
                 let range = self.range(*at, *len);
                 let mut buf = vec![0; range.len()];
@@ -207,7 +226,71 @@ impl Bench {
         self.model[range].fill(byte);
     }
 
+    fn snapshot(&mut self) {
+        match self.image.create_snapshot(b"snap", std::time::SystemTime::UNIX_EPOCH) {
+            Ok(entry) => self.snapshots.push(Kept {
+                id: entry.id,
+                model: self.model.clone(),
+                undefined: self.undefined.clone(),
+            }),
+            // Narrow counters run out.
+            Err(error) => {
+                assert!(self.shape.refcount_order < 4, "{error}");
+                assert_eq!(error.message(), "Invalid argument");
+            }
+        }
+    }
+
+    fn pick(&self, which: u32) -> Option<(usize, Selector)> {
+        let index = which as usize % self.snapshots.len().max(1);
+        let kept = self.snapshots.get(index)?;
+        Some((index, Selector::Both { id: Some(kept.id.clone()), name: None }))
+    }
+
+    fn apply_snapshot(&mut self, which: u32) {
+        let Some((index, selector)) = self.pick(which) else { return };
+        match self.image.apply_snapshot(&selector) {
+            Ok(()) => {
+                self.model = self.snapshots[index].model.clone();
+                self.undefined = self.snapshots[index].undefined.clone();
+            }
+            Err(error) => {
+                assert!(self.shape.refcount_order < 4, "{error}");
+                assert_eq!(error.message(), "Invalid argument");
+            }
+        }
+    }
+
+    fn delete_snapshot(&mut self, which: u32) {
+        let Some((index, selector)) = self.pick(which) else { return };
+        self.image.delete_snapshot(&selector).unwrap();
+        self.snapshots.remove(index);
+    }
+
+    /// Every snapshot shows what it should, to whoever opens the image now.
+    fn verify_snapshots(&self) {
+        assert_eq!(self.image.snapshots().len(), self.snapshots.len());
+        for kept in &self.snapshots {
+            let header = Header::read(&*self.storage).unwrap();
+            let options = OpenOptions {
+                backing: self.backing.clone(),
+                snapshot: Some(Selector::IdOrName(kept.id.clone())),
+                ..OpenOptions::default()
+            };
+            let view = Qcow2::open(Arc::clone(&self.storage), header, options).unwrap();
+            assert_eq!(view.size(), kept.model.len() as u64);
+            let mut buf = vec![0; kept.model.len()];
+            view.read_at(&mut buf, 0).unwrap();
+            let wrong = (0..buf.len()).find(|&i| !kept.undefined[i] && buf[i] != kept.model[i]);
+            assert_eq!(wrong, None, "snapshot {}", String::from_utf8_lossy(&kept.id));
+        }
+    }
+
     fn resize(&mut self, size: u64) {
+        if self.shape.version == 2 && !self.snapshots.is_empty() {
+            self.image.resize(size, Preallocation::Off).unwrap_err();
+            return;
+        }
         self.image.resize(size, Preallocation::Off).unwrap();
         self.model.resize(usize::try_from(size).unwrap(), 0);
         self.undefined.resize(usize::try_from(size).unwrap(), false);
@@ -232,6 +315,7 @@ impl Bench {
         self.verify();
         self.reopen();
         self.verify();
+        self.verify_snapshots();
         self.image.close().unwrap();
         let report =
             check(&self.storage, &Header::read(&*self.storage).unwrap(), None, block::image::Repair::None);

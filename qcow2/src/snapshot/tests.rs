@@ -127,11 +127,10 @@ proptest! {
 }
 
 #[test]
-fn ids_come_before_names_unless_the_first_is_asked_for() {
+fn ids_come_before_names() {
     let all = [snapshot("1", "2"), snapshot("2", "x"), snapshot("3", "x")];
     let find = |selector: Selector| selector.find(&all);
     assert_eq!(find(Selector::IdOrName("2".into())), Some(1));
-    assert_eq!(find(Selector::First("2".into())), Some(0));
     assert_eq!(find(Selector::IdOrName("x".into())), Some(1));
     assert_eq!(find(Selector::IdOrName("y".into())), None);
     let both = |id: Option<&str>, name: Option<&str>| Selector::Both {
