@@ -17,6 +17,14 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
+    /// Understands what is to be deleted: qemu-img looks for names only. Ids have to be called so.
+    pub(crate) fn by_name(text: &str, app: &App) -> Outcome<Selector> {
+        if text.starts_with(OPTIONS) {
+            return Ok(Self::parse(text, app)?.selector);
+        }
+        Ok(Selector::Both { id: None, name: Some(text.as_bytes().to_vec()) })
+    }
+
     /// Understands the value of `-l`.
     pub(crate) fn parse(text: &str, app: &App) -> Outcome<Self> {
         if !text.starts_with(OPTIONS) {

@@ -13,7 +13,7 @@ fn shapes() -> impl Iterator<Item = &'static tests::Shape> {
 #[test]
 fn snapshots_of_qemu_are_listed_and_read() {
     requires!(qemu10());
-    for shape in shapes() {
+    for shape in shapes().step_by(3) {
         let dir = Dir::new();
         shape.build_with_qemu(&dir, "a.qcow2", false);
         let before = dir.qemu_reads("a.qcow2");
@@ -88,4 +88,251 @@ fn missing_and_misnamed_snapshots_are_refused_in_the_same_words() {
     ] {
         dir.same(words);
     }
+}
+
+/// What an image should hold: the disk, and every snapshot by its id.
+#[derive(Default)]
+struct Model {
+    disk: Vec<u8>,
+    snapshots: Vec<(String, Vec<u8>)>,
+}
+
+impl Model {
+    fn next(&self) -> u32 {
+        self.snapshots.iter().filter_map(|(id, _)| id.parse::<u32>().ok()).max().unwrap_or(0) + 1
+    }
+
+    fn create(&mut self) {
+        self.snapshots.push((self.next().to_string(), self.disk.clone()));
+    }
+
+    fn apply(&mut self, id: &str) {
+        self.disk = self.snapshots.iter().find(|(known, _)| known == id).unwrap().1.clone();
+    }
+
+    fn delete(&mut self, id: &str) {
+        self.snapshots.retain(|(known, _)| known != id);
+    }
+
+    #[track_caller]
+    fn agrees(&self, dir: &Dir, story: &str) {
+        assert!(dir.vimg_reads("a.qcow2") == self.disk, "{story}: the disk");
+        assert!(dir.qemu_reads("a.qcow2") == self.disk, "{story}: the disk, for qemu-img");
+        for (id, bytes) in &self.snapshots {
+            dir.vimg_ok(&format!("convert -l {id} -O raw a.qcow2 view.raw"));
+            assert!(dir.read("view.raw") == *bytes, "{story}: snapshot {id}");
+            dir.qemu_ok(&format!("convert -l {id} -O raw a.qcow2 view.raw"));
+            assert!(dir.read("view.raw") == *bytes, "{story}: snapshot {id}, for qemu-img");
+        }
+        dir.same("snapshot -l a.qcow2");
+    }
+}
+
+/// Every step by one tool or the other, in both orders, and after each of them nothing is wrong.
+#[test]
+fn both_tools_take_turns() {
+    requires!(qemu10());
+    let wanted = [
+        "default",
+        "v2-512",
+        "v2-2m",
+        "512",
+        "2m",
+        "refcount-2",
+        "refcount-4",
+        "refcount-64",
+        "lazy",
+        "zstd-4k",
+        "extended-16k",
+        "pre-metadata-v2",
+        "pre-metadata-extended",
+        "backing-1",
+        "backing-1-extended",
+    ];
+    for shape in shapes().filter(|shape| wanted.contains(&shape.name)) {
+        for first in [0, 1] {
+            let dir = Dir::new();
+            shape.build_with_qemu(&dir, "a.qcow2", false);
+            let mut model = Model { disk: dir.qemu_reads("a.qcow2"), ..Model::default() };
+            let mut turn = first;
+            let mut story = shape.name.to_owned();
+            for step in ["-c", "w", "-c", "-a 1", "w", "-d 1", "-c", "w", "-a 2", "-d 3", "w", "-d 2"] {
+                let words = match step {
+                    "-c" => format!("snapshot -c s{} a.qcow2", model.next()),
+                    step => format!("snapshot {} a.qcow2", step.replace("-d ", "-d s")),
+                };
+                story += &format!(", {} {step}", ["vimg", "qemu-img"][turn % 2]);
+                match step.split_once(' ') {
+                    _ if step == "w" => {
+                        let ops = shape.tour(u8::try_from(turn + 3).unwrap(), false).uncompressed();
+                        dir.qemu_io("qcow2", "a.qcow2", &ops);
+                        model.disk = dir.qemu_reads("a.qcow2");
+                    }
+                    None => model.create(),
+                    Some(("-a", id)) => model.apply(id),
+                    Some((_, id)) => model.delete(id),
+                }
+                if step != "w" {
+                    let ran = if turn % 2 == 0 { dir.vimg(&words) } else { dir.qemu(&words) };
+                    assert!(ran.code == Some(0), "{story}\n{}", ran.story());
+                }
+                let checked = dir.qemu("check -f qcow2 a.qcow2");
+                assert!(checked.code == Some(0), "{story}\n{}", checked.story());
+                turn += 1;
+            }
+            model.agrees(&dir, &story);
+            dir.vimg_checks("a.qcow2");
+        }
+    }
+}
+
+#[test]
+fn the_disk_takes_the_size_of_the_snapshot_that_is_applied() {
+    requires!(qemu10());
+    for options in ["cluster_size=64k", "cluster_size=512", "extended_l2=on"] {
+        let dir = Dir::new();
+        dir.qemu_ok(&format!("create -f qcow2 -o {options} a.qcow2 1M"));
+        dir.vimg_ok("snapshot -c small a.qcow2");
+        dir.vimg_ok("resize a.qcow2 40M");
+        dir.vimg_ok("snapshot -c large a.qcow2");
+        dir.vimg_ok("resize --shrink a.qcow2 3M");
+        for (name, size) in [("large", 40 << 20), ("small", 1 << 20), ("large", 40 << 20)] {
+            dir.copy("a.qcow2", "b.qcow2");
+            dir.vimg_ok(&format!("snapshot -a {name} a.qcow2"));
+            dir.qemu_ok(&format!("snapshot -a {name} b.qcow2"));
+            for file in ["a.qcow2", "b.qcow2"] {
+                let info = dir.same_json(&format!("info --output=json {file}"));
+                assert_eq!(info["virtual-size"], size, "{options}, {name}");
+                dir.qemu_checks(file);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_in_the_same_words() {
+    requires!(qemu10());
+    let dir = Dir::new();
+    dir.sparse("a.raw", 1 << 20);
+    for (options, words) in [
+        ("", "snapshot -a nope a.qcow2"),
+        ("", "snapshot -d nope a.qcow2"),
+        ("", "snapshot -d 1 a.qcow2"),
+        ("", "snapshot -U -c x a.qcow2"),
+        ("", "snapshot -l -c x a.qcow2"),
+        ("", "snapshot -c x -d y a.qcow2"),
+        ("", "snapshot -c x -c y a.qcow2"),
+        ("", "snapshot -l -l a.qcow2"),
+        ("", "snapshot -c x"),
+        ("", "snapshot -c"),
+        ("", "snapshot -c x a.qcow2 b"),
+        ("", "snapshot -c x missing.qcow2"),
+        ("", "snapshot -c x -f raw a.raw"),
+        ("", "snapshot -a x -f raw a.raw"),
+        ("", "snapshot -d x -f raw a.raw"),
+        ("", "snapshot -c x a.raw"),
+        ("-o data_file=a.data", "snapshot -c x a.qcow2"),
+        ("-o data_file=a.data", "snapshot -a x a.qcow2"),
+        ("-o data_file=a.data", "snapshot -d x a.qcow2"),
+        ("-o refcount_bits=1", "snapshot -c x a.qcow2"),
+    ] {
+        dir.qemu_ok(&format!("create -f qcow2 {options} a.qcow2 1M"));
+        dir.qemu_io(
+            "qcow2",
+            "a.qcow2",
+            &tests::Ops(vec![tests::Op::Write { offset: 0, len: 70_000, byte: 1 }]),
+        );
+        dir.copy("a.qcow2", "before.qcow2");
+        dir.linked(words).expect_no_panic();
+        let unchanged = dir.read("a.qcow2") == dir.read("before.qcow2");
+        assert!(unchanged, "vimg {words} has changed the image with {options:?}");
+        dir.same(words);
+    }
+}
+
+#[test]
+fn names_and_ids_are_found_as_qemu_finds_them() {
+    requires!(qemu10());
+    for words in ["-d 2", "-d 1", "-d x", "-a 2", "-a x", "-a 1"] {
+        let dir = Dir::new();
+        dir.qemu_ok("create -f qcow2 a.qcow2 1M");
+        for (name, byte) in [("2", 1), ("x", 2), ("x", 3), ("1", 4)] {
+            dir.qemu_io(
+                "qcow2",
+                "a.qcow2",
+                &tests::Ops(vec![tests::Op::Write { offset: 0, len: 512, byte }]),
+            );
+            dir.qemu_ok(&format!("snapshot -c {name} a.qcow2"));
+        }
+        dir.copy("a.qcow2", "b.qcow2");
+        dir.vimg_ok(&format!("snapshot {words} a.qcow2"));
+        dir.qemu_ok(&format!("snapshot {words} b.qcow2"));
+        assert_eq!(dir.vimg("snapshot -l a.qcow2").stdout, dir.qemu("snapshot -l b.qcow2").stdout, "{words}");
+        assert!(dir.qemu_reads("a.qcow2") == dir.qemu_reads("b.qcow2"), "{words}");
+        dir.qemu_checks("a.qcow2");
+    }
+}
+
+#[test]
+fn a_name_is_cut_and_an_id_is_one_more() {
+    requires!(qemu10());
+    let dir = Dir::new();
+    let long = "n".repeat(300);
+    dir.qemu_ok("create -f qcow2 a.qcow2 1M");
+    dir.copy("a.qcow2", "b.qcow2");
+    for words in [
+        format!("-c {long}"),
+        "-c two".into(),
+        format!("-d {}", &long[..255]),
+        "-c three".into(),
+        "-d three".into(),
+        "-c four".into(),
+    ] {
+        dir.vimg_ok(&format!("snapshot {words} a.qcow2"));
+        dir.qemu_ok(&format!("snapshot {words} b.qcow2"));
+    }
+    let names = |file: &str| {
+        let info = dir.qemu_ok(&format!("info --output=json {file}")).json();
+        let list = info["snapshots"].as_array().unwrap().clone();
+        let of = |snapshot: &serde_json::Value| {
+            ["id", "name", "vm-state-size", "vm-clock-sec", "vm-clock-nsec", "icount"]
+                .map(|key| snapshot[key].to_string())
+        };
+        list.iter().map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(names("a.qcow2"), names("b.qcow2"));
+}
+
+/// The machine's state lies behind the end of the disk. qemu-img applies and deletes such snapshots as any other.
+#[test]
+fn a_snapshot_with_machine_state_is_one_like_any_other() {
+    requires!(qemu10());
+    let dir = Dir::new();
+    // One L2 table of 512-byte clusters maps 32 KiB: the state begins behind that.
+    dir.qemu_ok("create -f qcow2 -o cluster_size=512 a.qcow2 64k");
+    dir.qemu_io("qcow2", "a.qcow2", &tests::Ops(vec![tests::Op::Write { offset: 0, len: 65536, byte: 7 }]));
+    dir.qemu_ok("snapshot -c state a.qcow2");
+    // The first half of the disk becomes the state: the disk of the snapshot, and the disk, end there.
+    let table = dir.peek64("a.qcow2", 64);
+    dir.poke64("a.qcow2", table + 40, 32 << 10);
+    dir.poke64("a.qcow2", table + 48, 32 << 10);
+    dir.poke64("a.qcow2", 24, 32 << 10);
+    dir.qemu_checks("a.qcow2");
+    dir.same("snapshot -l a.qcow2");
+    dir.same("info a.qcow2");
+    for words in [
+        "snapshot -a state",
+        "snapshot -c again",
+        "snapshot -d state",
+        "resize a.qcow2 1M",
+        "snapshot -d again",
+    ] {
+        let words = if words.starts_with("resize") { words.to_owned() } else { format!("{words} a.qcow2") };
+        dir.vimg_ok(&words);
+        dir.qemu_checks("a.qcow2");
+        dir.vimg_checks("a.qcow2");
+    }
+    let disk = dir.qemu_reads("a.qcow2");
+    assert!(disk[..32 << 10].iter().all(|byte| *byte == 7));
+    assert!(disk[32 << 10..].iter().all(|byte| *byte == 0), "machine state shows where the disk has grown");
 }
