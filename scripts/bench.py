@@ -84,6 +84,13 @@ def build_chain():
     qemu_io("top.qcow2", *[f"write -q -P 6 {n * 11 * MIB + 65536} 128k" for n in range(130)])
 
 
+def build_snapshot():
+    """The metadata of a full 64 GiB disk, all of it shared with a snapshot."""
+    need(["full.qcow2"])
+    run("cp", "--sparse=always", "full.qcow2", "full-snap.qcow2")
+    run(QEMU, "snapshot", "-c", "s", "full-snap.qcow2")
+
+
 DATA = {
     "disk.raw": build_disk,
     "disk.qcow2": lambda: run(QEMU, "convert", "-f", "raw", "-O", "qcow2", "disk.raw", "disk.qcow2"),
@@ -96,6 +103,7 @@ DATA = {
     "full.qcow2": lambda: run(
         QEMU, "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", "full.qcow2", "64G"
     ),
+    "full-snap.qcow2": build_snapshot,
     "small.qcow2": lambda: run(QEMU, "create", "-q", "-f", "qcow2", "small.qcow2", "10G"),
     "copy.raw": lambda: run("cp", "--sparse=never", "disk.raw", "copy.raw"),
 }
@@ -248,6 +256,12 @@ ROWS = [
     Row("compare-raw", "compare raw with raw, 1.5 GiB", "compare -f raw -F raw disk.raw copy.raw", ["disk.raw", "copy.raw"]),
     Row("check-full", "check, metadata of a full 64 GiB disk", "check -f qcow2 full.qcow2", ["full.qcow2"], repeat=5),
     Row("map-full", "map, metadata of a full 64 GiB disk", "map -f qcow2 --output=json full.qcow2", ["full.qcow2"], repeat=3),
+    Row("snapshot-create", "snapshot -c, metadata of a full 64 GiB disk", "snapshot -c s OUT", ["full.qcow2"], repeat=5,
+        setup=lambda out: run("cp", "--sparse=always", "full.qcow2", out)),
+    Row("snapshot-apply", "snapshot -a, metadata of a full 64 GiB disk", "snapshot -a s OUT", ["full-snap.qcow2"], repeat=5,
+        setup=lambda out: run("cp", "--sparse=always", "full-snap.qcow2", out)),
+    Row("snapshot-delete", "snapshot -d, metadata of a full 64 GiB disk", "snapshot -d s OUT", ["full-snap.qcow2"], repeat=5,
+        setup=lambda out: run("cp", "--sparse=always", "full-snap.qcow2", out)),
     Row("info", "info of a small image", "info -f qcow2 --output=json small.qcow2", ["small.qcow2"], repeat=60),
     Row("create", "create of a small image", "create -f qcow2 OUT 10G", [], repeat=60),
     Row("resize", "resize of a small image", "resize -f qcow2 OUT +1M", ["small.qcow2"], repeat=60,
@@ -260,7 +274,7 @@ TARGETS = {
     "zlib": 0.3, "zstd": 0.7, "unzlib": 0.4, "unzstd": 0.7,
     "tib-convert": 0.2, "tib-check": 0.2, "tib-map": 0.2, "tib-compare": 0.2,
     "check": 0.7, "map": 0.7, "measure": 0.7, "measure-raw": 0.7, "compare": 0.7, "compare-raw": 0.7,
-    "check-full": 0.5, "map-full": 0.7, "info": 0.3, "create": 0.3, "resize": 0.3, "version": 0.3,
+    "check-full": 0.5, "map-full": 0.7, "snapshot-create": 0.5, "snapshot-apply": 0.5, "snapshot-delete": 0.5, "info": 0.3, "create": 0.3, "resize": 0.3, "version": 0.3,
 }
 
 
