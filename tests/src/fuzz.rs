@@ -2,6 +2,8 @@
 //! replays their corpus on stable. A body panics when something is wrong and returns otherwise, whatever
 //! the bytes are.
 
+mod snapshot;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
@@ -10,6 +12,8 @@ use block::mem::MemStorage;
 use block::{BlockDevice, Error, ErrorKind, HostExtent, Result, Storage, ZeroMode};
 use qcow2::create::CreateOptions;
 use qcow2::{Header, Qcow2};
+
+pub use snapshot::qcow2_snapshot;
 
 use crate::forge::Forge;
 use crate::ops::{Model, Op};

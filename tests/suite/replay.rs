@@ -40,6 +40,18 @@ fn qcow2_ops() {
     replay("qcow2_ops", fuzz::qcow2_ops);
 }
 
+/// The corpus, and as many random inputs as a second or two allow.
+#[test]
+fn qcow2_snapshot() {
+    replay("qcow2_snapshot", fuzz::qcow2_snapshot);
+    let mut random = block::testing::Random::new(77);
+    for _ in 0..1500 {
+        let mut input = [0; 2 + 3 * 7 + 8 * 8];
+        random.fill(&mut input);
+        fuzz::qcow2_snapshot(&input);
+    }
+}
+
 #[test]
 fn image_spec() {
     replay("image_spec", fuzz::image_spec);
