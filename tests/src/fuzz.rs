@@ -223,6 +223,94 @@ pub fn qcow2_ops(bytes: &[u8]) {
     model.agree(&read_all(&*disk, size).expect("reading it again")).expect("wrong data after reopening");
 }
 
+/// Things done to bitmaps and, while they record, to the disk, decoded from bytes, on a good image or on one whose
+/// bytes have been tampered with.
+///
+/// The top bit of byte 0 asks for tampering: then 12 bytes say where. Every further 4 bytes are a step. Bitmaps have
+/// to come back as they were closed, and what checked clean before must not be corrupt after.
+pub fn qcow2_bitmaps(bytes: &[u8]) {
+    static SEED: LazyLock<Vec<u8>> = LazyLock::new(bitmap_seed);
+    let Some((&pick, mut rest)) = bytes.split_first() else { return };
+    let mut image = SEED.clone();
+    if pick & 0x80 != 0 {
+        let Some((places, tail)) = rest.split_at_checked(12) else { return };
+        for place in places.chunks_exact(3) {
+            let at = usize::from(u16::from_be_bytes([place[0], place[1]])) % image.len();
+            image[at] ^= place[2];
+        }
+        rest = tail;
+    }
+    let sound = verdict(&image).is_some_and(|report| report.corruptions + report.check_errors == 0);
+    let storage = Arc::new(Bounded::new(image));
+    let Ok(disk) = open(&storage, true) else { return };
+    for step in rest.chunks_exact(4).take(48) {
+        let _ = bitmap_step(&disk, [step[0], step[1], step[2], step[3]]);
+    }
+    let dirty = bits_of(&disk);
+    if disk.close().is_err() || !sound {
+        return;
+    }
+    drop(disk);
+    let report = verdict(&storage.to_bytes()).expect("checking what was clean");
+    assert!(report.corruptions + report.check_errors == 0, "{report:?}");
+    let disk = open(&storage, false).expect("opening it again");
+    assert_eq!(dirty, bits_of(&disk), "the bitmaps are not what they were");
+}
+
+fn verdict(image: &[u8]) -> Option<block::image::CheckReport> {
+    let storage: Arc<dyn Storage> = Arc::new(Bounded::new(image.to_vec()));
+    let header = Header::read(&*storage).ok()?;
+    qcow2::check::check(&storage, &header, None, Repair::None).ok()
+}
+
+/// Names and dirty ranges of the bitmaps that can be used.
+fn bits_of(disk: &Qcow2) -> Vec<(Vec<u8>, Vec<block::DirtyExtent>)> {
+    let bitmaps = disk.bitmaps().into_iter();
+    bitmaps
+        .filter_map(|bitmap| {
+            let bits = disk.dirty_bitmap(&bitmap.name).ok()?;
+            assert!(bits.count() <= bits.bits());
+            Some((bitmap.name, bits.extents(0, u64::MAX).filter(|extent| extent.dirty).take(100).collect()))
+        })
+        .collect()
+}
+
+/// One step: what, to which bitmap, with which numbers.
+fn bitmap_step(disk: &Qcow2, [what, which, a, b]: [u8; 4]) -> Result<()> {
+    let name = |pick: u8| [b"one".as_slice(), b"two", b"three", b"a longer name"][usize::from(pick % 4)];
+    let size = disk.size().min(MAX_READ).max(1);
+    let (offset, len) = (u64::from(a) * 2039 % size, u64::from(b) * 257);
+    let len = len.min(size - offset);
+    match what % 11 {
+        0 => disk.add_bitmap(name(which), Some(1 << (9 + a % 23)), b & 1 != 0),
+        1 => disk.remove_bitmap(name(which)),
+        2 => disk.clear_bitmap(name(which)),
+        3 => disk.enable_bitmap(name(which), a & 1 != 0),
+        4 => disk.merge_bitmap(name(which), &*disk.dirty_bitmap(name(a))?),
+        5 => disk.flush(),
+        6 => disk.close(),
+        7 => disk.resize((1 + u64::from(a) * 4) * 512, block::Preallocation::Off),
+        8 => disk.discard_at(offset, len),
+        _ => disk.write_at(&vec![which; usize::try_from(len).unwrap()], offset),
+    }
+}
+
+/// An image with bitmaps that record, do not, and hold bits of all kinds.
+fn bitmap_seed() -> Vec<u8> {
+    let mut options = CreateOptions::new(256 << 10);
+    options.cluster_bits = 9;
+    let storage = Arc::new(Bounded::new(built(&options, fill)));
+    let disk = open(&storage, true).expect("opening the seed");
+    for (name, granularity) in [(b"one".as_slice(), 512), (b"two", 4096), (b"three", 1 << 20)] {
+        disk.add_bitmap(name, Some(granularity), true).expect("adding a bitmap");
+    }
+    disk.write_at(&[7; 9000], 70_000).expect("dirtying bitmaps");
+    disk.enable_bitmap(b"two", false).expect("stopping a bitmap");
+    disk.close().expect("closing the seed");
+    drop(disk);
+    storage.to_bytes()
+}
+
 /// File names, option strings and sizes of every form.
 pub fn image_spec(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
@@ -271,6 +359,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     seeds.push(("zlib", built(&compressed, pack)));
     compressed.compression_type = qcow2::header::COMPRESSION_ZSTD;
     seeds.push(("zstd", built(&compressed, pack)));
+    seeds.push(("bitmaps", bitmap_seed()));
     seeds.push(("forged", Forge::with_clusters(9, 32 << 10).bytes()));
     let mut backed = CreateOptions::new(1 << 20);
     backed.cluster_bits = 12;

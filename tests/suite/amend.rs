@@ -356,7 +356,7 @@ fn bitmaps_do_not_survive_a_downgrade() {
     requires!(qemu10());
     let dir = Dir::new();
     dir.qemu_ok("create -f qcow2 -o cluster_size=4k a.qcow2 64M");
-    dir.qemu_ok("bitmap --add --disable a.qcow2 one");
+    dir.qemu_ok("bitmap --add a.qcow2 one");
     dir.qemu_ok("bitmap --add --disable -g 512 a.qcow2 two");
     dir.vimg("amend -o compat=0.10 a.qcow2").expect_code(0).expect_stderr("cannot hold bitmaps");
     dir.qemu("check a.qcow2").expect_code(0).expect_stdout("No errors");

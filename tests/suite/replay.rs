@@ -53,6 +53,11 @@ fn qcow2_snapshot() {
 }
 
 #[test]
+fn qcow2_bitmaps() {
+    replay("qcow2_bitmaps", fuzz::qcow2_bitmaps);
+}
+
+#[test]
 fn image_spec() {
     replay("image_spec", fuzz::image_spec);
 }

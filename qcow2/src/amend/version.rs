@@ -5,13 +5,8 @@ use block::{BlockDevice as _, Result};
 use super::{Session, zeros};
 use crate::create::feature_names;
 use crate::device::Qcow2;
-use crate::features::autoclear;
 use crate::header::{Header, V3_LENGTH};
-use crate::l2::OFFSET_MASK;
 use crate::snapshot::{REQUIRED_EXTRA, encode_table};
-
-/// Bytes of a bitmap's table that are read at a time.
-const PIECE: u64 = 1 << 20;
 
 impl Session<'_> {
     /// Version 3, which can do everything that version 2 can.
@@ -28,7 +23,7 @@ impl Session<'_> {
         self.options.lazy_refcounts = Some(false);
         let image = self.open()?;
         if image.header().bitmaps.is_some() || image.header().stale_bitmaps {
-            image.drop_bitmaps()?;
+            image.remove_all_bitmaps()?;
             warnings.push("version 2 images cannot hold bitmaps; they have been removed".to_owned());
         }
         zeros::expand(&image, &mut self.steps)?;
@@ -91,44 +86,5 @@ impl Qcow2 {
     /// Bytes of the snapshot table as it was read.
     fn old_table_len(&self, snapshots: &[crate::snapshot::Snapshot]) -> u64 {
         snapshots.iter().fold(0u64, |end, snapshot| end.next_multiple_of(8) + snapshot.len_as_found())
-    }
-
-    /// Lets the bitmaps go: first the header, then their clusters.
-    fn drop_bitmaps(&self) -> Result<()> {
-        let _flushing = self.flush_lock.lock();
-        let mut held = vec![];
-        if let Some(extension) = self.header().bitmaps {
-            held.push((extension.directory_offset, extension.directory_size));
-        }
-        let bitmaps = std::mem::take(&mut *self.bitmaps.write());
-        for bitmap in &bitmaps {
-            held.push((bitmap.table_offset, bitmap.table_bytes()));
-            self.bitmap_data(bitmap.table_offset, bitmap.table_bytes(), &mut held)?;
-        }
-        self.change_header_locked(|header| {
-            header.bitmaps = None;
-            header.autoclear &= !autoclear::BITMAPS;
-            Ok(())
-        })?;
-        {
-            let mut meta = self.meta.lock();
-            held.iter().filter(|(_, len)| *len > 0).for_each(|(offset, len)| meta.free_later(*offset, *len));
-        }
-        self.write_tables_locked(true)
-    }
-
-    /// The clusters that a bitmap's table names.
-    fn bitmap_data(&self, table: u64, bytes: u64, held: &mut Vec<(u64, u64)>) -> Result<()> {
-        let cluster = self.geometry.cluster_size();
-        let mut at = 0;
-        while at < bytes {
-            let mut piece = vec![0; block::num::to_usize(PIECE.min(bytes - at))];
-            self.storage.read_at(&mut piece, table + at)?;
-            let entries =
-                piece.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry) & OFFSET_MASK);
-            held.extend(entries.filter(|offset| *offset != 0).map(|offset| (offset, cluster)));
-            at += PIECE;
-        }
-        Ok(())
     }
 }

@@ -137,6 +137,16 @@ impl Qcow2 {
         })
     }
 
+    /// Removes all bitmaps, on disk too when this returns: first the header lets go of them, then their clusters.
+    pub(crate) fn remove_all_bitmaps(&self) -> Result<()> {
+        self.change_bitmaps(|state| {
+            state.edited |= !state.bitmaps.is_empty();
+            state.bitmaps.clear();
+            Ok(())
+        })?;
+        self.store_bitmaps()
+    }
+
     /// Clears all bits of a bitmap.
     ///
     /// # Errors
