@@ -43,6 +43,10 @@ impl Description {
             (None, Some(container)) => Some(Box::new(Self::of(container)?)),
             (None, None) => Some(Box::new(Self::of_protocol(layer)?)),
         };
+        if layer.format == crate::Format::Raw {
+            // What raw says of itself is what it lies in says.
+            info.cluster_size = child.as_ref().and_then(|child| child.image.cluster_size);
+        }
         Ok(Self {
             filename: layer.filename.clone(),
             format: layer.protocol_only.unwrap_or(layer.format.name()),
@@ -64,7 +68,7 @@ impl Description {
             filename: layer
                 .file
                 .as_ref()
-                .map_or_else(|| layer.filename.clone(), |f| f.path().display().to_string()),
+                .map_or_else(|| layer.source_name.clone(), |f| f.path().display().to_string()),
             format: protocol_name(&layer.protocol),
             is_protocol: true,
             has_protocol_data: true,
@@ -97,8 +101,14 @@ impl Description {
         put("full-backing-filename", self.full_backing_filename.clone().map(Value::from));
         put("encrypted", self.image.encrypted.then_some(Value::Bool(true)));
         put("backing-filename", self.image.backing_file.clone().map(Value::from));
-        put("dirty-flag", Some(self.image.dirty.unwrap_or(false).into()));
+        put("dirty-flag", self.has_dirty_flag().then(|| self.image.dirty.unwrap_or(false).into()));
         Value::Object(document)
+    }
+
+    /// A disk of nothing cannot be dirty, nor what lies on it.
+    fn has_dirty_flag(&self) -> bool {
+        let lowest = std::iter::successors(Some(self), |this| this.child.as_deref()).last();
+        !lowest.is_some_and(|lowest| lowest.format.starts_with("null-"))
     }
 
     fn children(&self) -> Value {
@@ -147,6 +157,8 @@ fn protocol_name(name: &str) -> &'static str {
     match name {
         "host_device" => "host_device",
         "nbd" => "nbd",
+        "null-co" => "null-co",
+        "null-aio" => "null-aio",
         _ => "file",
     }
 }

@@ -111,6 +111,8 @@ pub struct Layer {
     pub data_file: Option<Arc<HostFile>>,
     /// The image that answers for what this one does not store.
     pub backing: Option<Arc<Self>>,
+    /// The name of what it lies in, if that is neither a file nor another image.
+    pub source_name: String,
     /// The backing file's name, resolved from the directory of this image, as qemu shows it.
     pub full_backing_filename: Option<String>,
     /// What the user should be told about the image itself; without prefix.

@@ -47,7 +47,6 @@ const NOT_FOR_IMAGES: &[&str] = &[
     "rng-builtin",
     "rng-egd",
     "rng-random",
-    "throttle-group",
     "can-bus",
     "colo-compare",
     "cryptodev-backend",
@@ -71,8 +70,9 @@ impl Secrets {
     pub fn parse(definitions: &[String]) -> Result<Self> {
         let mut secrets = BTreeMap::new();
         for definition in definitions {
-            let (id, secret) = define(definition, &secrets)?;
-            secrets.insert(id, secret);
+            if let Some((id, secret)) = define(definition, &secrets)? {
+                secrets.insert(id, secret);
+            }
         }
         Ok(Self(Arc::new(secrets)))
     }
@@ -125,11 +125,13 @@ fn find<'a>(secrets: &'a BTreeMap<String, Secret>, id: &str) -> Result<&'a Secre
     secrets.get(id).ok_or_else(|| Error::usage(format!("No secret with id '{id}'")))
 }
 
-/// One argument of `--object`.
-fn define(definition: &str, known: &BTreeMap<String, Secret>) -> Result<(String, Secret)> {
+/// One argument of `--object`. `None`: a throttle group, which limits nothing until the `throttle` driver uses it, and
+/// that one is refused.
+fn define(definition: &str, known: &BTreeMap<String, Secret>) -> Result<Option<(String, Secret)>> {
     let options = Properties(options(definition)?);
     let kind = options.required("qom-type")?;
-    if kind != "secret" {
+    let group = kind == "throttle-group";
+    if kind != "secret" && !group {
         return Err(not_a_secret(&kind));
     }
     let id = options.required("id")?;
@@ -138,6 +140,9 @@ fn define(definition: &str, known: &BTreeMap<String, Secret>) -> Result<(String,
             "Parameter 'id' expects an identifier\n\
              Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.",
         ));
+    }
+    if group {
+        return options.refuse_unlimited().map(|()| None);
     }
     let base64 = match options.text("format")?.as_deref() {
         None | Some("raw") => false,
@@ -158,7 +163,7 @@ fn define(definition: &str, known: &BTreeMap<String, Secret>) -> Result<(String,
         None if base64 => decode_base64(&bytes)?,
         None => bytes,
     };
-    Ok((id, secret))
+    Ok(Some((id, secret)))
 }
 
 fn not_a_secret(kind: &str) -> Error {
@@ -169,7 +174,7 @@ fn not_a_secret(kind: &str) -> Error {
         return Error::usage(format!("invalid object type: {kind}"));
     }
     let error = Error::usage(format!("Parameter 'qom-type' does not accept value '{kind}'"));
-    crate::suggest::did_you_mean(error, kind, ["secret"].into_iter())
+    crate::suggest::did_you_mean(error, kind, ["secret", "throttle-group"].into_iter())
 }
 
 /// The keys and values, of either notation.
@@ -218,6 +223,21 @@ impl Properties {
 
     fn refuse_unknown(&self) -> Result<()> {
         let known = |key: &str| key == "qom-type" || key == "id" || KEYS.contains(&key);
+        match self.0.keys().find(|key| !known(key)) {
+            Some(key) => Err(Error::usage(format!("Parameter '{key}' is unexpected"))),
+            None => Ok(()),
+        }
+    }
+
+    /// A throttle group has limits and nothing else.
+    fn refuse_unlimited(&self) -> Result<()> {
+        let known = |key: &str| {
+            key == "qom-type"
+                || key == "id"
+                || key == "limits"
+                || key.starts_with("limits.")
+                || key.starts_with("x-")
+        };
         match self.0.keys().find(|key| !known(key)) {
             Some(key) => Err(Error::usage(format!("Parameter '{key}' is unexpected"))),
             None => Ok(()),

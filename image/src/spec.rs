@@ -9,7 +9,9 @@
 
 mod json;
 mod keyval;
+mod nbd;
 mod node;
+mod null;
 mod protocol;
 
 use block::{Result, ResultExt as _};

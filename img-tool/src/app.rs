@@ -62,6 +62,17 @@ impl App {
         self.complain(&format!("warning: {message}"));
     }
 
+    /// With `--untrusted`, gives up everything but reading these files before an image is opened: for verbs that open
+    /// nothing else. Local time may still be looked up.
+    pub(crate) fn confine_to_reading(&self, paths: impl IntoIterator<Item = PathBuf>) {
+        if self.global.untrusted {
+            let clock = ["/etc/localtime", "/usr/share/zoneinfo"].map(PathBuf::from);
+            let paths: Vec<_> = paths.into_iter().chain(self.global.allow.clone()).chain(clock).collect();
+            let applied = sandbox::enter_reading(&paths);
+            self.tell(&format!("sandbox: {applied}"));
+        }
+    }
+
     /// Shows an error with its hints, without ending the program.
     pub(crate) fn show(&self, error: &block::Error) {
         self.say(&hint::render(error, self.program, self.output.colour));

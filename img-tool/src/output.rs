@@ -1,5 +1,6 @@
 //! Standard output and standard error: the only place that writes to them.
 
+use std::borrow::Cow;
 use std::io::{ErrorKind, IsTerminal as _, Write as _};
 
 use crate::exit::{Failure, Outcome};
@@ -20,6 +21,7 @@ impl Output {
     /// Prints a text on standard output at once.
     pub(crate) fn print(&self, text: &str) -> Outcome<()> {
         let mut stdout = std::io::stdout().lock();
+        let text = if stdout.is_terminal() { for_terminal(text) } else { Cow::Borrowed(text) };
         stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| match error.kind() {
             ErrorKind::BrokenPipe => Failure::BrokenPipe,
             _ => block::Error::from(error).context("could not write to standard output").into(),
@@ -28,13 +30,39 @@ impl Output {
 
     /// Prints a text on standard error; there is nobody left to tell if that fails.
     pub(crate) fn say(&self, text: &str) {
-        let _ = std::io::stderr().lock().write_all(text.as_bytes());
+        let mut stderr = std::io::stderr().lock();
+        let text = if stderr.is_terminal() { for_terminal(text) } else { Cow::Borrowed(text) };
+        let _ = stderr.write_all(text.as_bytes());
     }
 
     /// Prints `program: message` on standard error.
     pub(crate) fn complain(&self, program: &str, message: &str) {
         self.say(&format!("{program}: {message}\n"));
     }
+}
+
+/// Our own escape sequences: the colour of hints, and its end.
+const OWN: [&str; 2] = ["\x1b[36m", "\x1b[0m"];
+
+/// The text without characters that a terminal would obey: names inside images are a stranger's. Line ends and tabs
+/// stay, and our own colours.
+fn for_terminal(text: &str) -> Cow<'_, str> {
+    let harmless = |c: char| !c.is_control() || matches!(c, '\n' | '\r' | '\t');
+    if text.chars().all(harmless) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len() + 16);
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let own = OWN.into_iter().find(|sequence| rest.starts_with(sequence));
+        let (piece, tail) = rest.split_at(own.map_or(c.len_utf8(), str::len));
+        match own {
+            None if !harmless(c) => safe.extend(c.escape_unicode()),
+            _ => safe.push_str(piece),
+        }
+        rest = tail;
+    }
+    Cow::Owned(safe)
 }
 
 /// See <https://no-color.org>; a dumb terminal has none either.
@@ -69,5 +97,17 @@ impl<'a> Gathered<'a> {
         let result = self.output.print(&self.pending);
         self.pending.clear();
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_gets_nothing_to_obey_but_our_own_colours() {
+        assert_eq!(for_terminal("plain\ttext\r\n"), "plain\ttext\r\n");
+        assert_eq!(for_terminal("a\x1b]0;title\x07b\u{9b}c"), "a\\u{1b}]0;title\\u{7}b\\u{9b}c");
+        assert_eq!(for_terminal("\x1b[36mhint:\x1b[0m \x1b[2J"), "\x1b[36mhint:\x1b[0m \\u{1b}[2J");
     }
 }

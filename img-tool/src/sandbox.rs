@@ -9,15 +9,31 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use landlock::{
-    ABI, Access as _, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _,
-    RulesetStatus,
+    ABI, Access as _, AccessFs, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr as _,
+    RulesetCreatedAttr as _, RulesetStatus,
 };
 use nix::libc;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 /// Gives up everything but work on open files, and on files in `directories`. Says what was applied.
 pub(crate) fn enter(directories: &[PathBuf]) -> String {
-    let landlock = match take_file_system(directories) {
+    let all = AccessFs::ReadFile
+        | AccessFs::ReadDir
+        | AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::MakeReg
+        | AccessFs::RemoveFile
+        | AccessFs::Refer;
+    enter_with(directories, all)
+}
+
+/// Gives up everything but work on open files, and reading of `paths`. Says what was applied.
+pub(crate) fn enter_reading(paths: &[PathBuf]) -> String {
+    enter_with(paths, AccessFs::ReadFile | AccessFs::ReadDir)
+}
+
+fn enter_with(paths: &[PathBuf], access: BitFlags<AccessFs>) -> String {
+    let landlock = match take_file_system(paths, access) {
         Ok(RulesetStatus::FullyEnforced) => "Landlock in full".to_owned(),
         Ok(RulesetStatus::PartiallyEnforced) => "Landlock as far as this kernel has it".to_owned(),
         Ok(RulesetStatus::NotEnforced) => "no Landlock in this kernel".to_owned(),
@@ -30,19 +46,17 @@ pub(crate) fn enter(directories: &[PathBuf]) -> String {
     format!("{landlock}, {seccomp}")
 }
 
-fn take_file_system(directories: &[PathBuf]) -> Result<RulesetStatus, landlock::RulesetError> {
+fn take_file_system(
+    paths: &[PathBuf],
+    access: BitFlags<AccessFs>,
+) -> Result<RulesetStatus, landlock::RulesetError> {
     let abi = ABI::V5;
-    let inside = AccessFs::ReadFile
-        | AccessFs::ReadDir
-        | AccessFs::WriteFile
-        | AccessFs::Truncate
-        | AccessFs::MakeReg
-        | AccessFs::RemoveFile
-        | AccessFs::Refer;
     let mut ruleset = Ruleset::default().handle_access(AccessFs::from_all(abi))?.create()?;
-    for directory in directories {
-        if let Ok(directory) = PathFd::new(directory) {
-            ruleset = ruleset.add_rule(PathBeneath::new(directory, inside))?;
+    for path in paths {
+        if let Ok(open) = PathFd::new(path) {
+            // Rights of directories mean nothing for a file, and old kernels refuse them there.
+            let access = if path.is_dir() { access } else { access & AccessFs::from_file(abi) };
+            ruleset = ruleset.add_rule(PathBeneath::new(open, access))?;
         }
     }
     Ok(ruleset.restrict_self()?.ruleset)

@@ -20,6 +20,7 @@ mod info;
 mod locks;
 mod map;
 mod measure;
+mod node_options;
 mod random_ops;
 mod rebase;
 mod replay;

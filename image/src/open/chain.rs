@@ -204,6 +204,7 @@ fn build(
     let data_file = if options.metadata_only { None } else { opened.open_data_file(options)? };
     let full_backing_filename = opened.backing_names().map(|(stored, full)| full.unwrap_or(stored));
     let filename = opened.node.shown_name(opened.format);
+    let source_name = opened.node.source.shown_name();
     let (image, qcow2): (Arc<dyn Image>, _) = match &opened.header {
         None if snapshot.is_some() => {
             return Err(Error::unsupported(format!(
@@ -249,6 +250,7 @@ fn build(
         container: opened.container.nested,
         data_file,
         backing,
+        source_name,
         full_backing_filename,
         warnings: opened.header.as_ref().map(warnings_of).unwrap_or_default(),
     }))

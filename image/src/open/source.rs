@@ -50,6 +50,15 @@ impl Container {
                 Ok(Self::of_file(file, *locking))
             }
             Source::Protocol(request) => {
+                if let Some(null) = request.null() {
+                    return Ok(Self {
+                        storage: Arc::new(null?),
+                        file: None,
+                        nested: None,
+                        protocol: request.driver.clone(),
+                        locking: Locking::Off,
+                    });
+                }
                 let device = open_protocol(&ProtocolRequest { writable, ..request.clone() })?;
                 Ok(Self {
                     storage: Arc::new(DeviceStorage::new(device)),

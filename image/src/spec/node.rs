@@ -4,8 +4,8 @@ use serde_json::{Map, Value};
 
 use block::{Error, Result};
 
-use super::keyval;
 use super::protocol::{ProtocolRequest, driver_of_scheme, split_protocol};
+use super::{keyval, null};
 use crate::format::Format;
 
 /// A format and what it lies in.
@@ -109,12 +109,15 @@ impl Node {
         Ok(Self::of(match driver_of_scheme(scheme) {
             Some("file") => named_file(rest, false)?,
             Some("host_device") => named_file(rest, true)?,
-            Some(driver) => Source::Protocol(ProtocolRequest {
-                driver: driver.to_owned(),
-                name: Some(name.to_owned()),
-                options: Map::new(),
-                writable: false,
-            }),
+            Some(driver) => Source::Protocol(
+                ProtocolRequest {
+                    driver: driver.to_owned(),
+                    name: Some(name.to_owned()),
+                    options: Map::new(),
+                    writable: false,
+                }
+                .checked()?,
+            ),
             None => {
                 let error = Error::usage(format!("Unknown protocol '{scheme}'"));
                 return Err(error.hint("a file with a colon in its name is called ./NAME"));
@@ -138,7 +141,7 @@ impl Node {
             return Self::of_protocol(protocol, options);
         }
         let driver = match driver {
-            Some(name) => Some(Format::from_name(&name).ok_or_else(|| unknown_driver(&name))?),
+            Some(name) => Some(Format::from_name(&name).ok_or_else(|| not_a_format(&name, &options))?),
             None => None,
         };
         let source = match options.remove("file") {
@@ -210,6 +213,7 @@ impl Node {
             Source::Protocol(ProtocolRequest { name: Some(name), .. }) if self.is_expressible() => {
                 name.clone()
             }
+            source if self.protocol_only.is_some() => source.shown_name(),
             _ => format!("json:{}", super::json::to_qemu_string(&self.tree(format))),
         }
     }
@@ -241,9 +245,27 @@ impl Node {
 }
 
 impl Source {
+    /// The name of the source alone: its own, or the tree as `json:`.
+    pub(crate) fn shown_name(&self) -> String {
+        let tree = self.tree();
+        match self {
+            Self::File { path, .. } => path.clone(),
+            Self::Protocol(ProtocolRequest { name: Some(name), .. }) => name.clone(),
+            Self::Protocol(request)
+                if null::is_null(&request.driver) && tree.as_object().is_some_and(|tree| tree.len() == 1) =>
+            {
+                format!("{}://", request.driver)
+            }
+            _ => format!("json:{}", super::json::to_qemu_string(&tree)),
+        }
+    }
+
     /// The source as a tree of options.
     fn tree(&self) -> Value {
         match self {
+            Self::Protocol(request) if null::is_null(&request.driver) && request.name.is_none() => {
+                Value::Object(null::Null::tree(request))
+            }
             Self::File { path, device, .. } => serde_json::json!({
                 "driver": if *device { "host_device" } else { "file" }, "filename": path
             }),
@@ -275,12 +297,8 @@ fn source_from_options(mut options: Map<String, Value>, warnings: &mut Vec<Strin
         Some(protocol @ ("file" | "host_device")) => file_from_options(protocol, options),
         Some(protocol) => {
             let name = take_text(&mut options, "filename")?;
-            Ok(Source::Protocol(ProtocolRequest {
-                driver: protocol.to_owned(),
-                name,
-                options,
-                writable: false,
-            }))
+            let request = ProtocolRequest { driver: protocol.to_owned(), name, options, writable: false };
+            Ok(Source::Protocol(request.checked()?))
         }
         None => {
             options.insert("driver".to_owned(), driver.into());
@@ -326,21 +344,41 @@ fn file_from_options(driver: &'static str, mut options: Map<String, Value>) -> R
 
 /// Options that every node takes, whatever its driver.
 #[derive(Debug, Clone, Copy, Default)]
-struct Common {
+pub(super) struct Common {
     read_only: bool,
     force_share: bool,
     direct: bool,
 }
 
 impl Common {
-    fn take(options: &mut Map<String, Value>) -> Result<Self> {
-        for ignored in ["node-name", "discard", "detect-zeroes", "auto-read-only", "copy-on-read"] {
-            options.remove(ignored);
+    /// Takes them out of the options. `discard`, `detect-zeroes`, `auto-read-only` and `cache.no-flush` are checked and
+    /// make no difference: zeros are found and space is given back anyway.
+    pub(super) fn take(options: &mut Map<String, Value>) -> Result<Self> {
+        if let Some(name) = take_text(options, "node-name")? {
+            check_node_name(&name)?;
         }
+        let discard = take_text(options, "discard")?;
+        let discards = match discard.as_deref() {
+            None | Some("ignore" | "off") => false,
+            Some("unmap" | "on") => true,
+            Some(_) => return Err(Error::usage("Invalid discard option")),
+        };
+        match take_text(options, "detect-zeroes")?.as_deref() {
+            None | Some("off" | "on") => {}
+            Some("unmap") if discards => {}
+            Some("unmap") => {
+                return Err(Error::usage(
+                    "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
+                ));
+            }
+            Some(other) => return Err(invalid_value(other)),
+        }
+        take_bool(options, "auto-read-only")?;
+        options.remove("copy-on-read");
         let mut direct = false;
         if let Some(Value::Object(mut cache)) = options.remove("cache") {
-            direct = take_bool(&mut cache, "direct")?.unwrap_or(false);
-            take_bool(&mut cache, "no-flush")?;
+            direct = take_cache_bool(&mut cache, "direct")?.unwrap_or(false);
+            take_cache_bool(&mut cache, "no-flush")?;
             if let Some(key) = first_in_qemu_order(&cache) {
                 options.insert(format!("cache.{key}"), Value::Null);
             }
@@ -351,6 +389,54 @@ impl Common {
             direct,
         })
     }
+}
+
+fn take_cache_bool(cache: &mut Map<String, Value>, key: &str) -> Result<Option<bool>> {
+    match take_text(cache, key)?.as_deref() {
+        None => Ok(None),
+        Some(text) => parse_bool(&format!("cache.{key}"), text).map(Some),
+    }
+}
+
+/// The longest name of a node.
+const MAX_NODE_NAME: usize = 31;
+
+fn check_node_name(name: &str) -> Result<()> {
+    let rest = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    if !name.starts_with(|c: char| c.is_ascii_alphabetic()) || !name.chars().all(rest) {
+        return Err(Error::usage(format!("Invalid node-name: '{name}'")));
+    }
+    if name.len() > MAX_NODE_NAME {
+        return Err(Error::usage("Node name too long"));
+    }
+    Ok(())
+}
+
+/// Drivers of qemu that are no formats and are not here, and why.
+const REFUSED: &[(&str, &str)] = &[
+    ("throttle", "limit the rate of convert and commit with -r"),
+    ("copy-on-read", "it would write to the image while it is read; use rebase or convert"),
+    ("compress", "use convert -c"),
+    ("preallocate", "use -o preallocation= when the image is created"),
+    ("snapshot-access", "it belongs to a running backup job of qemu"),
+    ("copy-before-write", "it belongs to a running backup job of qemu"),
+    ("replication", "it belongs to a pair of running machines"),
+    ("blkdebug", "it is for testing qemu itself"),
+    ("blkverify", "it is for testing qemu itself; use compare"),
+    ("blkreplay", "it is for testing qemu itself"),
+    ("blklogwrites", "it is for testing qemu itself"),
+    ("quorum", "open one of its children"),
+];
+
+/// The error for a driver that is not a format.
+fn not_a_format(name: &str, options: &Map<String, Value>) -> Error {
+    let Some((_, reason)) = REFUSED.iter().find(|(driver, _)| *driver == name) else {
+        return unknown_driver(name);
+    };
+    if name == "throttle" && !options.contains_key("throttle-group") {
+        return Error::usage("Please specify a throttle group");
+    }
+    Error::unsupported(format!("the '{name}' driver is not in this version of vimg")).hint(*reason)
 }
 
 /// The protocol of that name, if it is one (formats are not).
@@ -375,7 +461,7 @@ fn take_backing(options: &mut Map<String, Value>, warnings: &mut Vec<String>) ->
 }
 
 /// Takes an option whose value is text (or a number or switch, which JSON spells without quotes).
-fn take_text(options: &mut Map<String, Value>, key: &str) -> Result<Option<String>> {
+pub(super) fn take_text(options: &mut Map<String, Value>, key: &str) -> Result<Option<String>> {
     match options.remove(key) {
         None => Ok(None),
         Some(value) => match text_of(&value) {
@@ -415,7 +501,7 @@ pub(crate) fn parse_bool(key: &str, text: &str) -> Result<bool> {
 }
 
 /// The option that qemu would complain about first.
-pub(crate) fn first_in_qemu_order(options: &Map<String, Value>) -> Option<String> {
+pub(super) fn first_in_qemu_order(options: &Map<String, Value>) -> Option<String> {
     keyval::flatten(options).into_iter().map(|(key, _)| key).min_by_key(|key| super::json::bucket(key))
 }
 

@@ -20,6 +20,26 @@ pub struct ProtocolRequest {
     pub writable: bool,
 }
 
+impl ProtocolRequest {
+    /// The request, if it makes sense as far as can be told without opening anything.
+    pub(super) fn checked(self) -> Result<Self> {
+        match self.driver.as_str() {
+            "nbd" => super::nbd::validate(&self)?,
+            driver if super::null::is_null(driver) => drop(super::null::Null::of(&self)?),
+            _ => {}
+        }
+        Ok(self)
+    }
+
+    /// A container of nothing, if that is what is asked for.
+    ///
+    /// # Errors
+    /// The options are wrong.
+    pub(crate) fn null(&self) -> Option<Result<super::null::Null>> {
+        super::null::is_null(&self.driver).then(|| super::null::Null::of(self))
+    }
+}
+
 /// Opens the disk behind a protocol name.
 pub type Opener = fn(&ProtocolRequest) -> Result<Arc<dyn BlockDevice>>;
 
@@ -47,7 +67,9 @@ pub(crate) fn driver_of_scheme(scheme: &str) -> Option<&'static str> {
     match scheme {
         "file" => Some("file"),
         "host_device" | "host_cdrom" => Some("host_device"),
-        "nbd" | "nbd+tcp" | "nbd+unix" | "nbds" | "nbds+tcp" | "nbds+unix" => Some("nbd"),
+        "nbd" | "nbd+tcp" | "nbd+unix" => Some("nbd"),
+        "null-co" => Some("null-co"),
+        "null-aio" => Some("null-aio"),
         other => OPENERS.read().iter().rev().map(|r| r.driver).find(|driver| *driver == other),
     }
 }

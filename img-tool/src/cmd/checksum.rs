@@ -204,6 +204,7 @@ impl Args {
             cache,
             force_share: self.source.force_share,
             policy: app.policy(),
+            secrets: self.source.objects.secrets()?,
             ..OpenOptions::default()
         };
         Ok(app.open(&source.spec, &options)?)

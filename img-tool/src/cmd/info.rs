@@ -43,6 +43,9 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
         ..OpenOptions::default()
     };
     app.warn_about(&source.spec);
+    if let Some(path) = source.spec.path() {
+        app.confine_to_reading([path.to_owned()]);
+    }
     let described = describe(&source.spec, &options, args.backing_chain)?;
     for (_, layer) in &described {
         app.announce(layer, false);
