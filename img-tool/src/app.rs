@@ -229,8 +229,20 @@ fn survive_file_size_limit(command: &Command) {
     }
 }
 
+/// Every image of a chain is a file or two: as many as the system allows.
+fn allow_many_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        // Where it cannot be raised, a long chain ends with an error that names the limit.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
 fn run(cli: &Cli, app: &App) -> Outcome {
     survive_file_size_limit(&cli.command);
+    allow_many_files();
     match &cli.command {
         Command::Amend(args) => cmd::amend::run(args, app),
         Command::Bench(args) => cmd::bench::run(args, app),

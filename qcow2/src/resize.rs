@@ -1,8 +1,10 @@
 //! Changing the size of the disk.
 //!
 //! Growing needs room in the L1 table: if the present one is too short, a longer copy is written elsewhere and
-//! the header changes over to it with one write. Shrinking first lets go of everything past the new end, then
-//! changes the header.
+//! the header changes over to it with one write, the size staying as it is. Then the new part of the disk is made
+//! zero wherever something would show there, and only when that is durable the size changes: a crash leaves the old
+//! disk, or the new one complete. Shrinking first refuses writes past the new end, then lets go of everything there,
+//! then changes the header.
 
 use block::codec::Writer;
 use block::num::{low_u32, to_usize};
@@ -12,6 +14,7 @@ use std::sync::atomic::Ordering;
 use crate::device::Qcow2;
 use crate::error::Error;
 use crate::geometry::MAX_L1_BYTES;
+use crate::l2::Entry;
 
 impl Qcow2 {
     /// Changes the virtual size.
@@ -49,14 +52,13 @@ impl Qcow2 {
         let behind = self.geometry.l1_entries_for(old) * self.geometry.l2_coverage();
         self.drop_clusters(behind, self.mapped_end())?;
         self.resize_data_file(size)?;
-        self.grow(size)?;
-        // The rest of the old last cluster: zeros already if the writer was careful.
+        self.make_room(size)?;
+        // What lies past the old end must not show: neither the rest of the last cluster (zeros already if the writer
+        // was careful) nor what a longer backing file has there. It is made zero while nobody can see it yet.
         let boundary = old.next_multiple_of(self.geometry.cluster_size()).min(size);
-        self.zero_unrecorded(old, boundary - old, ZeroMode::UNMAP)?;
-        // What the backing file has there must not show.
-        if let Some(backing) = self.backing.as_ref().filter(|backing| backing.size() > old) {
-            self.zero_unrecorded(old, backing.size().min(size) - old, ZeroMode::UNMAP)?;
-        }
+        let backed = self.backing.as_ref().map_or(0, |backing| backing.size()).min(size);
+        self.zero_past_end(old, boundary.max(backed))?;
+        self.grow(size)?;
         let preallocation = match preallocation {
             Preallocation::Off if self.external_raw => Preallocation::Metadata,
             other => other,
@@ -84,27 +86,72 @@ impl Qcow2 {
             .hint("A larger cluster size allows larger disks: convert the image with -o cluster_size=2M."))
     }
 
-    fn grow(&self, size: u64) -> Result<()> {
+    /// Makes the L1 table long enough for `size`; the size stays as it is.
+    fn make_room(&self, size: u64) -> Result<()> {
         let entries = self.geometry.l1_entries_for(size);
         let _held = self.stripes.all();
         let _flushing = self.flush_lock.lock();
         self.write_tables_locked(true)?;
-        let have = self.l1.read().len() as u64;
-        let l1_offset = match entries > have {
-            true => Some(self.move_l1(entries)?),
-            false => None,
-        };
-        let changed = self.change_size(size, l1_offset.map(|(offset, _)| offset));
-        if let (Err(_), Some((_, (old_offset, old_clusters)))) = (&changed, l1_offset) {
+        if entries <= self.l1.read().len() as u64 {
+            return Ok(());
+        }
+        let (offset, (old_offset, old_clusters)) = self.move_l1(entries)?;
+        let old_len = self.geometry.offset_of(old_clusters);
+        if let Err(error) = self.change_size(self.size(), Some(offset)) {
             // The disk may still name the old table: it goes once a flush has settled that.
-            self.meta.lock().free_later(old_offset, self.geometry.offset_of(old_clusters));
+            self.meta.lock().free_later(old_offset, old_len);
+            return Err(error);
         }
-        changed?;
+        self.drop_table(old_offset, old_len)
+    }
+
+    /// Moves the end of the disk, everything up to there being mapped.
+    fn grow(&self, size: u64) -> Result<()> {
+        let _held = self.stripes.all();
+        let _flushing = self.flush_lock.lock();
+        self.write_tables_locked(true)?;
+        self.change_size(size, None)?;
         self.size.store(size, Ordering::Release);
-        if let Some((_, (old_offset, old_clusters))) = l1_offset {
-            return self.drop_table(old_offset, self.geometry.offset_of(old_clusters));
+        Ok(())
+    }
+
+    /// Makes what is mapped from `from` to `to` read as zeros where it does not, although it lies past the end of the
+    /// disk (as it is now).
+    fn zero_past_end(&self, from: u64, to: u64) -> Result<()> {
+        if self.external_raw {
+            return Ok(()); // The file ended there.
         }
-        self.write_tables_locked(true)
+        let unit = self.geometry.subcluster_size();
+        let mut at = from;
+        while at < to {
+            let whole = self.version >= 3 && at.is_multiple_of(unit);
+            let piece = match whole {
+                true => self.zero_piece_len(at, to.next_multiple_of(unit) - at),
+                false => (at / unit + 1).saturating_mul(unit).min(to) - at,
+            };
+            self.zero_piece_past_end(at, piece, whole)?;
+            at += piece;
+        }
+        Ok(())
+    }
+
+    fn zero_piece_past_end(&self, at: u64, len: u64, whole: bool) -> Result<()> {
+        let (zero, whole) = {
+            let (first, last) = self.clusters(at, len);
+            let _held = self.stripes.shared(first, last);
+            // A part of a compressed cluster can only be written.
+            let packed =
+                len < self.geometry.cluster_size() && matches!(self.entry_at(at)?, Entry::Compressed { .. });
+            (self.reads_zero(at, len)?, whole && !packed)
+        };
+        match (zero, whole) {
+            (true, _) => Ok(()),
+            (false, true) => self.zero_whole(at, len, ZeroMode::UNMAP),
+            (false, false) => {
+                let zeros = vec![0; to_usize(len)];
+                self.write_piece_anywhere(&zeros, at)
+            }
+        }
     }
 
     /// Writes a longer L1 table elsewhere. Returns its offset and what the old one took (offset, clusters).
@@ -144,12 +191,23 @@ impl Qcow2 {
 
     fn shrink(&self, size: u64) -> Result<()> {
         let old = self.size();
+        {
+            // Writes past the new end that are under way come to an end first; later ones find it.
+            let _held = self.stripes.all();
+            self.size.store(size, Ordering::Release);
+        }
+        let shrunk = self.shrink_from(old, size);
+        if shrunk.is_err() {
+            self.size.store(self.header.lock().size, Ordering::Release);
+        }
+        shrunk
+    }
+
+    fn shrink_from(&self, old: u64, size: u64) -> Result<()> {
         let cluster = self.geometry.cluster_size();
         let boundary = size.next_multiple_of(cluster);
         // The rest of the last cluster must read as zeros should the disk grow again.
-        if boundary > size {
-            self.zero_unrecorded(size, boundary.min(old) - size, ZeroMode::UNMAP)?;
-        }
+        self.zero_past_end(size, boundary.min(old))?;
         self.drop_clusters(boundary, old.max(self.mapped_end()))?;
         self.flush_all()?;
         let _held = self.stripes.all();
@@ -157,7 +215,6 @@ impl Qcow2 {
         self.drop_tables(size)?;
         self.write_tables_locked(true)?;
         self.change_size(size, None)?;
-        self.size.store(size, Ordering::Release);
         self.resize_data_file(size)?;
         self.cut_file()
     }

@@ -107,15 +107,28 @@ impl Qcow2 {
     }
 
     pub(crate) fn write_piece(&self, buf: &[u8], guest: u64) -> Result<()> {
+        self.write_piece_if(buf, guest, || check_range(guest, buf.len() as u64, self.size()))
+    }
+
+    /// The same, past the end of the disk, too.
+    pub(crate) fn write_piece_anywhere(&self, buf: &[u8], guest: u64) -> Result<()> {
+        self.write_piece_if(buf, guest, || Ok(()))
+    }
+
+    /// The same if `check` finds no fault once the clusters are held: the disk may have become shorter since the
+    /// request was looked at.
+    fn write_piece_if(&self, buf: &[u8], guest: u64, check: impl Fn() -> Result<()>) -> Result<()> {
         let (first, last) = self.clusters(guest, buf.len() as u64);
         {
             let _held = self.stripes.shared(first, last);
+            check()?;
             if let Some(runs) = self.in_place_runs(guest, buf.len() as u64)? {
                 return self.write_runs(buf, guest, &runs);
             }
         }
         self.throttle()?;
         let _held = self.stripes.exclusive(first, last);
+        check()?;
         self.write_allocating(buf, guest)
     }
 

@@ -121,7 +121,7 @@ impl Qcow2 {
     }
 
     /// Zeros in whole subclusters of one cluster, or in whole clusters of one L2 table.
-    fn zero_whole(&self, at: u64, len: u64, mode: ZeroMode) -> Result<()> {
+    pub(crate) fn zero_whole(&self, at: u64, len: u64, mode: ZeroMode) -> Result<()> {
         self.zero_whole_as(at, len, mode, false)
     }
 

@@ -4,6 +4,7 @@
 mod amend;
 mod bench;
 mod bitmap;
+mod chains;
 mod check;
 mod checksum;
 mod cli;

@@ -48,9 +48,12 @@ fn descend(node: &Node, options: &OpenOptions) -> Result<Vec<Opened>> {
         let name = node.shown_name(Format::Raw);
         // Whoever opens a base has opened the same chain before, and wants to know what is wrong with the base.
         let hops = if purpose == Purpose::Base { 0 } else { depth };
-        let opened = open_own(node, purpose, options).map_err(|error| below(error, hops))?;
+        let opened = open_own(node, purpose, options)
+            .map_err(|error| with_limit(who_names(error, &name, &chain), chain.len()))
+            .map_err(|error| below(error, hops))?;
         if opened.container.identity().is_some_and(|file| !seen.insert((file, opened.window()))) {
-            return Err(Error::invalid(format!("Backing file '{name}' creates an infinite loop.")));
+            let error = Error::invalid(format!("Backing file '{name}' creates an infinite loop."));
+            return Err(who_names(error, &name, &chain));
         }
         if options.backing == BackingMode::Follow {
             next = opened.backing(options).map_err(|error| below(error, depth + 1))?;
@@ -63,6 +66,32 @@ fn descend(node: &Node, options: &OpenOptions) -> Result<Vec<Opened>> {
         }
     }
     Ok(chain)
+}
+
+/// Says in which image, and how far down the chain, the name was found that led to a failure.
+fn who_names(error: Error, name: &str, above: &[Opened]) -> Error {
+    let [top, ..] = above else { return error };
+    let upper = above.last().unwrap_or(top).node.shown_name(Format::Raw);
+    let hint = match above.len() {
+        1 => format!("'{upper}' names '{name}' as its backing file"),
+        hops => format!(
+            "'{upper}' names '{name}' as its backing file, {hops} levels below '{}'",
+            top.node.shown_name(Format::Raw)
+        ),
+    };
+    error.hint(hint)
+}
+
+/// Names the limit where the chain has more files than the process may have open.
+fn with_limit(error: Error, open: usize) -> Error {
+    if !error.message().contains("Too many open files") {
+        return error;
+    }
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    let limit = limit.map_or_else(|_| "unknown".to_owned(), |(soft, _)| soft.to_string());
+    error.hint(format!(
+        "{open} images of the chain are open; the limit on open files is {limit} (see ulimit -n)"
+    ))
 }
 
 /// Puts qemu's words for a failure `depth` hops down the chain in front of it.
@@ -185,9 +214,12 @@ impl Opened {
 /// Builds each image on the one behind it, bottom first.
 fn ascend(chain: Vec<Opened>, options: &OpenOptions) -> Result<Arc<Layer>> {
     let mut behind: Option<Arc<Layer>> = None;
+    let members = chain.len();
     for (depth, opened) in chain.into_iter().enumerate().rev() {
         let snapshot = options.snapshot.as_ref().filter(|_| depth == 0);
-        behind = Some(build(opened, behind, options, snapshot).map_err(|error| below(error, depth))?);
+        let tables = table_cache(depth, members);
+        let built = build(opened, behind, tables, options, snapshot);
+        behind = Some(built.map_err(|error| below(error, depth))?);
     }
     behind.ok_or_else(|| Error::usage("no image was named"))
 }
@@ -195,9 +227,20 @@ fn ascend(chain: Vec<Opened>, options: &OpenOptions) -> Result<Arc<Layer>> {
 /// How errors begin that concern a snapshot and not the image.
 pub(super) const NO_SNAPSHOT: &str = "Failed to load snapshot";
 
+/// Bytes for the L2 tables of all images behind the first one together.
+const BACKING_TABLES: u64 = 64 << 20;
+
+/// Bytes for the L2 tables of one member of a chain, where nothing else is said: few images have what they want, many
+/// share what there is. `None`: what it wants.
+fn table_cache(depth: usize, members: usize) -> Option<u64> {
+    let behind = u64::try_from(members).unwrap_or(u64::MAX).saturating_sub(1);
+    (depth > 0 && behind > 2).then(|| (BACKING_TABLES / behind).max(64 << 10))
+}
+
 fn build(
     opened: Opened,
     backing: Option<Arc<Layer>>,
+    tables: Option<u64>,
     options: &OpenOptions,
     snapshot: Option<&Selector>,
 ) -> Result<Arc<Layer>> {
@@ -220,14 +263,16 @@ fn build(
             if header.crypt_method != 0 && !options.metadata_only {
                 return Err(encrypted(header.crypt_method));
             }
+            let own = qcow2_options(&opened.node)?;
             let qcow2_options = qcow2::OpenOptions {
+                l2_cache_bytes: own.l2_cache_bytes.or(tables),
                 writable: opened.writable,
                 backing: backing.as_ref().map(|layer| layer.device()),
                 data_file: data_file.clone().map(|file| file as Arc<dyn block::Storage>),
                 compression: options.compression,
                 metadata_only: options.metadata_only,
                 snapshot: snapshot.cloned(),
-                ..qcow2_options(&opened.node)?
+                ..own
             };
             let image = Qcow2::open(Arc::clone(&opened.container.storage), header.clone(), qcow2_options);
             let image = match snapshot {

@@ -195,8 +195,8 @@ impl<'a> Cursor<'a> {
             // A unit is stored as a whole, also where the file has a hole in it.
             let stored = found.stored != Stored::Absent;
             let end = offset + found.len;
-            self.own =
-                (if stored { self.whole_units(end + self.plan.unit - 1).max(end) } else { end }, stored);
+            let whole = end.next_multiple_of(self.plan.unit).min(self.plan.size);
+            self.own = (if stored { whole } else { end }, stored);
         }
         let (own_end, stored) = self.own;
         if stored {
