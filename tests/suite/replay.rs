@@ -40,12 +40,13 @@ fn qcow2_ops() {
     replay("qcow2_ops", fuzz::qcow2_ops);
 }
 
-/// The corpus, and as many random inputs as a second or two allow.
+/// The corpus, and as many random inputs as a second or two allow (or as `VIMG_FUZZ_INPUTS` says).
 #[test]
 fn qcow2_snapshot() {
     replay("qcow2_snapshot", fuzz::qcow2_snapshot);
+    let wanted = std::env::var("VIMG_FUZZ_INPUTS").ok().and_then(|text| text.parse().ok());
     let mut random = block::testing::Random::new(77);
-    for _ in 0..1500 {
+    for _ in 0..wanted.unwrap_or(1500) {
         let mut input = [0; 2 + 3 * 7 + 8 * 8];
         random.fill(&mut input);
         fuzz::qcow2_snapshot(&input);

@@ -250,6 +250,22 @@ fn what_cannot_be_done_is_refused_in_the_same_words() {
     }
 }
 
+/// A bitmap would not know what changes when a snapshot is applied.
+#[test]
+fn bitmaps_prevent_what_they_prevent_in_qemu() {
+    requires!(qemu10());
+    let dir = Dir::new();
+    dir.qemu_ok("create -f qcow2 a.qcow2 1M");
+    dir.qemu_ok("bitmap --add a.qcow2 b");
+    dir.same("snapshot -a nope a.qcow2");
+    dir.vimg_ok("snapshot -c s a.qcow2");
+    dir.qemu_checks("a.qcow2");
+    dir.same("snapshot -a s a.qcow2");
+    dir.vimg_ok("snapshot -d s a.qcow2");
+    dir.qemu_checks("a.qcow2");
+    dir.same_json("info --output=json a.qcow2");
+}
+
 #[test]
 fn names_and_ids_are_found_as_qemu_finds_them() {
     requires!(qemu10());

@@ -57,6 +57,8 @@ pub(super) struct Target {
 pub(super) struct Change<'a> {
     image: &'a Qcow2,
     map: &'a MetadataMap,
+    /// Bytes of the file when it began: nothing of the old state lies behind that.
+    file_len: u64,
     meta: parking_lot::MutexGuard<'a, Meta>,
     pub(super) tally: Tally<'a>,
     /// What has been allocated for the new state.
@@ -73,9 +75,10 @@ struct NewRefcounts {
 impl<'a> Change<'a> {
     pub(super) fn begin(image: &'a Qcow2) -> Result<Self> {
         let map = image.map()?;
+        let file_len = image.storage.len()?;
         let mut meta = image.meta.lock();
         meta.may_grow_table = true;
-        Ok(Self { image, map, meta, tally: Tally::new(image.geometry, map), runs: Vec::new() })
+        Ok(Self { image, map, file_len, meta, tally: Tally::new(image.geometry, map), runs: Vec::new() })
     }
 
     /// Notes references of whole L1 tables, each with how often: of the L2 tables and of everything in them. What
@@ -117,7 +120,7 @@ impl<'a> Change<'a> {
         if offset == 0 {
             return Ok(None);
         }
-        let file_len = self.image.storage.len()?;
+        let file_len = self.file_len;
         if offset + geometry.cluster_size() > file_len {
             return Err(Error::L2TableOutsideFile { l1_index: index, offset, file_len }.into());
         }
