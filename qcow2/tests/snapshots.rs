@@ -334,3 +334,103 @@ fn what_a_snapshot_took_is_given_back() {
     disk.close().unwrap();
     assert!(disk.storage().len().unwrap() <= in_place, "clusters that belong to the disk alone were copied");
 }
+
+/// An image with a snapshot that shares everything but the first cluster, and where its parts are.
+struct Forged {
+    storage: Arc<dyn Storage>,
+    header: Header,
+    /// L1 and L2 table of the snapshot.
+    l1: u64,
+    l2: u64,
+}
+
+impl Forged {
+    fn new() -> Self {
+        let mut options = CreateOptions::new(1 << 20);
+        options.cluster_bits = 12;
+        let storage: Arc<dyn Storage> = Arc::new(created(&options));
+        let disk = open(&storage, true, None).unwrap();
+        disk.write_at(&[1; 40_000], 0).unwrap();
+        disk.create_snapshot(b"s", SystemTime::UNIX_EPOCH).unwrap();
+        disk.write_at(&[2; 4096], 0).unwrap();
+        disk.close().unwrap();
+        let l1 = disk.snapshots()[0].l1_offset;
+        let header = disk.header();
+        drop(disk);
+        let mut forged = Self { storage, header, l1, l2: 0 };
+        forged.l2 = forged.word(l1) & 0x00ff_ffff_ffff_fe00;
+        forged
+    }
+
+    fn word(&self, at: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.storage.read_at(&mut bytes, at).unwrap();
+        u64::from_be_bytes(bytes)
+    }
+
+    fn set(&self, at: u64, value: u64) {
+        self.storage.write_at(&value.to_be_bytes(), at).unwrap();
+    }
+
+    /// Sets the (16-bit) refcount of a host cluster.
+    fn refcount(&self, host: u64, value: u16) {
+        let block = self.word(self.header.refcount_table_offset);
+        self.storage.write_at(&value.to_be_bytes(), block + host / 4096 * 2).unwrap();
+    }
+
+    /// The operation fails, and not a byte of what the image names has changed.
+    fn refuses(&self, step: Step) {
+        let before = World::of_disk(&self.storage);
+        let disk = open(&self.storage, true, None).unwrap();
+        let error = step.run(&disk).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Truncated), "{step:?}: {error:?}");
+        disk.close().unwrap();
+        drop(disk);
+        assert!(World::of_disk(&self.storage) == before, "{step:?} has changed the image");
+        assert_eq!(Header::read(&*self.storage).unwrap().nb_snapshots, 1, "{step:?}");
+    }
+}
+
+impl World {
+    /// The active disk alone: the snapshot may be past reading.
+    fn of_disk(storage: &Arc<dyn Storage>) -> Vec<u8> {
+        contents(&*open(storage, false, None).unwrap())
+    }
+}
+
+#[test]
+fn a_snapshot_that_lies_is_refused_and_does_no_damage() {
+    const COPIED: u64 = 1 << 63;
+    let header_field = |forged: &Forged| forged.header.refcount_table_offset;
+    let lies: [(&str, &dyn Fn(&Forged)); 8] = [
+        ("an L2 table on the refcount table", &|f| f.set(f.l1, header_field(f))),
+        ("an L2 table on the header's neighbour, unaligned", &|f| f.set(f.l1, 0x1200)),
+        ("an L2 table behind the end of the file", &|f| f.set(f.l1, 1 << 40)),
+        ("reserved bits in its L1 table", &|f| f.set(f.l1, f.word(f.l1) | 1)),
+        ("data on the header's refcount table", &|f| f.set(f.l2 + 8, header_field(f))),
+        ("data on its own L2 table", &|f| f.set(f.l2 + 8, f.l2 | COPIED)),
+        ("data that is counted as free", &|f| f.refcount(f.word(f.l2) & !COPIED, 0)),
+        ("data that is counted once and used twice", &|f| f.refcount(f.word(f.l2 + 16) & !COPIED, 1)),
+    ];
+    for (lie, tell) in lies {
+        let forged = Forged::new();
+        tell(&forged);
+        assert!(open(&forged.storage, true, None).is_ok(), "{lie}");
+        forged.refuses(Step::Delete("1"));
+        if !lie.contains("once") {
+            forged.refuses(Step::Apply("1"));
+        }
+    }
+}
+
+#[test]
+fn snapshots_that_overlap_cannot_be_written_beside() {
+    let forged = Forged::new();
+    let table = forged.header.snapshots_offset;
+    for place in [0, forged.header.l1_table_offset, forged.header.refcount_table_offset, table] {
+        forged.set(table, place);
+        let error = open(&forged.storage, true, None).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{place:#x}: {error}");
+        assert!(open(&forged.storage, false, None).is_ok());
+    }
+}
