@@ -19,6 +19,7 @@
 
 mod af;
 pub mod cipher;
+pub mod device;
 pub mod hash;
 pub mod luks;
 pub mod pbkdf2;
@@ -27,6 +28,7 @@ pub mod secret;
 pub mod volume;
 
 pub use cipher::{Algorithm, CipherSpec, IvGenerator, Mode};
+pub use device::Luks;
 pub use hash::Hash;
 pub use secret::Secret;
 pub use volume::{SECTOR, Volume};

@@ -371,16 +371,16 @@ impl Fields {
         }
     }
 
-    /// The sectors of a slot's key material.
+    /// The sectors of a slot, which are a multiple of [`HEADER_SECTORS`] whatever its key material takes.
     fn range(&self, index: usize) -> std::ops::Range<u64> {
         let start = u64::from(self.slots[index].sector);
-        start..start + material_len(self.key_len.into()) / SECTOR
+        start..start + slot_stride(self.key_len.into()) / SECTOR
     }
 }
 
 /// A text that need not end.
 fn uuid(bytes: &[u8]) -> String {
-    text(bytes).unwrap_or_else(|| String::from_utf8_lossy(bytes.get(..39).unwrap_or_default()).into_owned())
+    text(bytes).unwrap_or_else(|| String::from_utf8_lossy(bytes).into_owned())
 }
 
 impl SlotFields {

@@ -60,7 +60,19 @@ pub fn change(
     change: &Change,
     force: bool,
 ) -> Result<()> {
-    let mut slots = Slots { storage, base, spec: unlocked.header.spec()?, unlocked };
+    change_with(storage, base, &mut unlocked.header, &unlocked.key, change, force)
+}
+
+/// [`change`] of a volume whose key is at hand. The header is what is on the disk when this returns without error.
+pub(crate) fn change_with(
+    storage: &dyn Storage,
+    base: u64,
+    header: &mut Header,
+    key: &Secret,
+    change: &Change,
+    force: bool,
+) -> Result<()> {
+    let mut slots = Slots { storage, base, spec: header.spec()?, header, key };
     match change {
         Change::Add { new, slot, iter_time } => slots.add(new, *slot, *iter_time, force),
         Change::Erase { old, slot } => slots.erase(old.as_ref(), *slot, force),
@@ -94,18 +106,15 @@ struct Slots<'a> {
     storage: &'a dyn Storage,
     base: u64,
     spec: (CipherSpec, Hash),
-    unlocked: &'a mut Unlocked,
+    header: &'a mut Header,
+    key: &'a Secret,
 }
 
 impl Slots<'_> {
-    fn header(&self) -> &Header {
-        &self.unlocked.header
-    }
-
     fn add(&mut self, new: &Secret, slot: Option<i64>, iter_time: u64, force: bool) -> Result<()> {
-        let free = self.header().slots.iter().position(|slot| !slot.active);
+        let free = self.header.slots.iter().position(|slot| !slot.active);
         let target = match slot.map(number).transpose()? {
-            Some(slot) if self.header().slots[slot].active && !force => {
+            Some(slot) if self.header.slots[slot].active && !force => {
                 return Err(Error::usage(format!(
                     "Refusing to overwrite active keyslot {slot} - please erase it first"
                 )));
@@ -113,9 +122,9 @@ impl Slots<'_> {
             Some(slot) => slot,
             None => free.ok_or_else(|| Error::usage("Can't add a keyslot - all keyslots are in use"))?,
         };
-        let speed = speed(self.unlocked.hash, iter_time)?;
+        let speed = speed(self.spec.1, iter_time)?;
         let iterations = slot_iterations(self.spec.0, self.spec.1, iter_time, speed)?;
-        if !self.header().slots[target].active {
+        if !self.header.slots[target].active {
             return self.fill(target, new, iterations);
         }
         if let Some(free) = free {
@@ -137,7 +146,7 @@ impl Slots<'_> {
 
     /// The slot, if it may be erased.
     fn erasable(&self, slot: usize, old: Option<&Secret>, force: bool) -> Result<Vec<usize>> {
-        let active = self.header().slots[slot].active;
+        let active = self.header.slots[slot].active;
         if let Some(old) = old.filter(|_| active)
             && !self.opens(slot, old)?
         {
@@ -149,7 +158,7 @@ impl Slots<'_> {
             // The space at the end is qemu's.
             return Err(Error::usage(format!("Given keyslot {slot} is already erased (inactive) ")));
         }
-        if !force && self.header().active_slots() == 1 {
+        if !force && self.header.active_slots() == 1 {
             return Err(Error::usage(format!(
                 "Attempt to erase the only active keyslot {slot} which will erase all the data in the image \
                  irreversibly - refusing operation"
@@ -169,7 +178,7 @@ impl Slots<'_> {
         if found.is_empty() {
             return Err(Error::usage("No keyslots match given (old) password for erase operation"));
         }
-        if !force && found.len() == self.header().active_slots() {
+        if !force && found.len() == self.header.active_slots() {
             return Err(Error::usage(
                 "All the active keyslots match the (old) password that was given and erasing them will erase \
                  all the data in the image irreversibly - refusing operation",
@@ -179,15 +188,14 @@ impl Slots<'_> {
     }
 
     fn opens(&self, slot: usize, passphrase: &Secret) -> Result<bool> {
-        let found = open_slot(self.storage, self.base, self.header(), self.spec, slot, passphrase)?;
+        let found = open_slot(self.storage, self.base, self.header, self.spec, slot, passphrase)?;
         Ok(found.is_some())
     }
 
     /// Puts the volume key into a free slot.
     fn fill(&mut self, slot: usize, passphrase: &Secret, iterations: u32) -> Result<()> {
-        let mut header = self.unlocked.header.clone();
-        let key = &self.unlocked.key;
-        let material = seal(&mut header, slot, self.spec, key, passphrase, iterations)?;
+        let mut header = self.header.clone();
+        let material = seal(&mut header, slot, self.spec, self.key, passphrase, iterations)?;
         self.storage.write_at(&material, material_place(&header, slot, self.base)?)?;
         header.slots[slot].active = false;
         self.write_slot(&header, slot)?;
@@ -195,13 +203,13 @@ impl Slots<'_> {
         header.slots[slot].active = true;
         self.write_state(&header, slot)?;
         self.storage.sync()?;
-        self.unlocked.header = header;
+        *self.header = header;
         Ok(())
     }
 
     /// Makes a slot useless and free.
     fn empty(&mut self, slot: usize) -> Result<()> {
-        let mut header = self.unlocked.header.clone();
+        let mut header = self.header.clone();
         let mut noise = vec![0; to_usize(header.material_len())];
         random::fill(&mut noise)?;
         self.storage.write_at(&noise, material_place(&header, slot, self.base)?)?;
@@ -213,7 +221,7 @@ impl Slots<'_> {
         header.slots[slot].salt = [0; 32];
         self.write_slot(&header, slot)?;
         self.storage.sync()?;
-        self.unlocked.header = header;
+        *self.header = header;
         Ok(())
     }
 

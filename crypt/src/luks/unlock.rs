@@ -8,6 +8,7 @@ use super::header::Header;
 use crate::af;
 use crate::cipher::CipherSpec;
 use crate::hash::Hash;
+
 use crate::secret::Secret;
 use crate::volume::Volume;
 
@@ -20,8 +21,7 @@ pub struct Unlocked {
     pub volume: Volume,
     /// The slot that the passphrase opened.
     pub slot: usize,
-    pub(super) key: Secret,
-    pub(super) hash: Hash,
+    pub(crate) key: Secret,
 }
 
 /// Reads the header at `base` and tries the passphrase on every slot in use.
@@ -46,7 +46,7 @@ pub(super) fn unlock_header(
     for slot in 0..header.slots.len() {
         if let Some(key) = open_slot(storage, base, &header, (spec, hash), slot, passphrase)? {
             let volume = Volume::new(spec, &key)?;
-            return Ok(Unlocked { header, volume, slot, key, hash });
+            return Ok(Unlocked { header, volume, slot, key });
         }
     }
     Err(Error::new(ErrorKind::Permission, "Invalid password, cannot unlock any keyslot"))

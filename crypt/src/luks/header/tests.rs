@@ -90,7 +90,7 @@ fn what_is_wrong_is_said_in_qemus_words() {
     assert_eq!(said(&[(104, zero), (164, zero)]), "LUKS payload is overlapping with the header");
     assert_eq!(said(&[(104, &number(7))]), "LUKS payload is overlapping with the header");
     assert_eq!(said(&[(104, &number(8))]), "Keyslot 0 is overlapping with the encrypted payload");
-    assert_eq!(said(&[(104, &number(4000))]), "Keyslot 7 is overlapping with the encrypted payload");
+    assert_eq!(said(&[(104, &number(4039))]), "Keyslot 7 is overlapping with the encrypted payload");
     assert_eq!(said(&[(108, zero)]), "Algorithm 'aes' with key size 0 bytes not supported");
     assert_eq!(said(&[(108, &number(63))]), "Algorithm 'aes' with key size 31 bytes not supported");
     assert_eq!(said(&[(108, &[255; 4])]), "Keyslot 0 is overlapping with the encrypted payload");
