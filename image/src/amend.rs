@@ -1,5 +1,7 @@
 //! Changing what kind of image an image is: the options of `-o` that can be changed after it has been made.
 
+pub(crate) mod keys;
+
 use std::sync::Arc;
 
 use block::{Error, Result, Storage};
@@ -9,6 +11,7 @@ use crate::format::Format;
 use crate::open::Layer;
 use crate::options::{Definition, Kind, Options, help_lines, of_format, option};
 use crate::progress::{Progress, cancelled};
+use crate::secret::Secrets;
 
 const QCOW2: &[Definition] = &[
     option("encrypt.state", Kind::Text, "Select new state of affected keyslots (active/inactive)"),
@@ -30,10 +33,19 @@ const QCOW2: &[Definition] = &[
     option("refcount_bits", Kind::Number, "Width of a reference count entry in bits"),
 ];
 
+const LUKS: &[Definition] = &[
+    option("state", Kind::Text, "Select new state of affected keyslots (active/inactive)"),
+    option("keyslot", Kind::Number, "Select a single keyslot to modify explicitly"),
+    option("old-secret", Kind::Text, "Select all keyslots that match this password"),
+    option("new-secret", Kind::Text, "New secret to set in the matching keyslots. Empty string to erase"),
+    option("iter-time", Kind::Number, "Time to spend in PBKDF in milliseconds"),
+];
+
 /// The options of a format that can be amended; none if nothing can.
 pub const fn options_of(format: Format) -> &'static [Definition] {
     match format {
         Format::Qcow2 => QCOW2,
+        Format::Luks => LUKS,
         Format::Raw => &[],
     }
 }
@@ -79,8 +91,20 @@ pub fn parse(format: Format, given: &[(String, String)]) -> Result<Options> {
 ///
 /// # Errors
 /// In qemu's words, without the program name in front. What can be refused is refused before anything is changed;
-/// a failure later leaves an image that holds the same disk.
-pub fn amend(layer: Arc<Layer>, options: &Options, progress: &dyn Progress) -> Result<Vec<String>> {
+/// a failure later leaves an image that holds the same disk. With `force`, key slots in use are replaced and the
+/// last key may go.
+pub fn amend(
+    layer: Arc<Layer>,
+    options: &Options,
+    secrets: &Secrets,
+    force: bool,
+    progress: &dyn Progress,
+) -> Result<Vec<String>> {
+    if let Some(luks) = &layer.luks {
+        let change = keys::change(options, "", secrets)?;
+        progress.starting();
+        return luks.change_keys(&change, force).map(|()| vec![]);
+    }
     let Some(qcow2) = &layer.qcow2 else { return Err(cannot_amend(layer.format.name())) };
     let header = qcow2.header();
     let amendment = amendment(options, &header)?;

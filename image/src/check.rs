@@ -39,6 +39,9 @@ impl Subject {
         if !options.policy.untrusted {
             opened.check_backing(options)?;
         }
+        if opened.format == Format::Luks {
+            crate::open::open_luks(&opened, options)?;
+        }
         let probed = opened.probed;
         Ok(Self { opened, data_file, filename: spec.display_name().to_owned(), probed })
     }
@@ -65,7 +68,9 @@ impl Subject {
     /// check as a whole.
     pub fn check(&self, repair: Repair) -> Result<CheckReport> {
         match self.opened.format {
-            Format::Raw => Err(Error::unsupported("This image format does not support checks")),
+            Format::Raw | Format::Luks => {
+                Err(Error::unsupported("This image format does not support checks"))
+            }
             Format::Qcow2 => {
                 let storage = &self.opened.container.storage;
                 let header = qcow2::Header::read_for_check(&**storage)?;

@@ -13,7 +13,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use block::{BlockDevice as _, Error, Preallocation, Result, ResultExt as _};
+use block::{BlockDevice as _, Error, Preallocation, Result, ResultExt as _, ZeroMode};
 
 use crate::convert::{EngineOptions, Fresh, Source, Tally, convert_devices, default_threads};
 use crate::format::Format;
@@ -94,7 +94,12 @@ pub fn commit(top: &Layer, base: usize, request: &CommitRequest, progress: &dyn 
     progress.starting();
     let (source, device) = (Source::new([top.device()])?, target.device());
     if device.size() < source.size() {
+        let old_size = device.size();
         device.resize(source.size(), Preallocation::Off)?;
+        if !target.format.starts_as_zeros() {
+            let added = device.size().saturating_sub(old_size);
+            device.write_zeroes_at(old_size, added, ZeroMode::UNMAP)?;
+        }
     }
     let options = EngineOptions {
         threads: request.threads.unwrap_or_else(default_threads),

@@ -159,7 +159,7 @@ impl ConvertRequest {
             allocates_zeros: format == Format::Raw,
             fresh,
             // In a raw image every byte has its place.
-            ordered: !self.out_of_order && format != Format::Raw,
+            ordered: !self.out_of_order && !format.has_fixed_places(),
             compress: self.compress,
             share: self.sparse.is_none(),
             salvage: self.salvage,
@@ -395,7 +395,9 @@ fn fully_allocated(request: &ConvertRequest, create: &CreateRequest) -> bool {
     let preallocation = option(create, "preallocation").unwrap_or("off");
     let elsewhere = option(create, "data_file").is_some();
     !elsewhere
-        && (matches!(preallocation, "falloc" | "full") || (request.sparse == Some(0) && !request.compress))
+        && (create.format == Format::Luks
+            || matches!(preallocation, "falloc" | "full")
+            || (request.sparse == Some(0) && !request.compress))
 }
 
 /// Creates the target and opens it.
@@ -421,11 +423,22 @@ fn make(
         .as_ref()
         .map_or_else(|| create.filename.clone(), |path| path.display().to_string());
     let target = open(
-        &Spec::from_filename(&name)?,
+        &target_spec(&name, create)?,
         &request.target_options(Some(create.format), own_policy(create), &create.secrets),
     )?;
     tell(&target, progress);
     Ok(target)
+}
+
+/// The new target as something to open: with the passphrase that it was created with.
+fn target_spec(name: &str, create: &CreateRequest) -> Result<Spec> {
+    let mut spec = Spec::from_filename(name)?;
+    if create.format == Format::Luks
+        && let Some(id) = option(create, "key-secret")
+    {
+        spec.set_option("key-secret", id);
+    }
+    Ok(spec)
 }
 
 /// The files that the command line names for the target may be followed although the target names them, too.
@@ -442,6 +455,9 @@ fn own_policy(create: &CreateRequest) -> crate::policy::Policy {
 fn fresh_of_new(request: &ConvertRequest, target: &Layer, create: &CreateRequest) -> Fresh {
     if let Some(backing) = &target.backing {
         return Fresh::Backing { layers_above: shared_from(&request.sources, backing) };
+    }
+    if !target.format.starts_as_zeros() {
+        return Fresh::Unknown;
     }
     let on_device = |file: &Arc<block::file::HostFile>| file.fixed_len();
     let device = target.file.iter().chain(&target.data_file).any(on_device);

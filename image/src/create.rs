@@ -76,6 +76,7 @@ pub struct PreparedCreate {
     pub warnings: Vec<String>,
     format: Format,
     options: Options,
+    secrets: Secrets,
     path: PathBuf,
     cache: CacheMode,
 }
@@ -99,7 +100,7 @@ impl PreparedCreate {
     /// # Errors
     /// In qemu's words.
     pub fn validate(&self) -> Result<()> {
-        make::Plan::new(self.format, self.size, &self.options).map(drop)
+        make::Plan::new(self.format, self.size, &self.options, &self.secrets).map(drop)
     }
 
     /// Creates the image. On failure the files that were created are removed again.
@@ -107,7 +108,7 @@ impl PreparedCreate {
     /// # Errors
     /// The host failed, the image is in use, or the format refuses the combination of options.
     pub fn create(self) -> Result<Created> {
-        let plan = make::Plan::new(self.format, self.size, &self.options)?;
+        let plan = make::Plan::new(self.format, self.size, &self.options, &self.secrets)?;
         let files = plan.carry_out(&self.path, self.cache)?;
         Ok(Created { formatting_line: self.formatting_line, size: self.size, warnings: self.warnings, files })
     }
@@ -135,6 +136,7 @@ pub fn prepare_create(request: &CreateRequest) -> Result<PreparedCreate> {
         warnings,
         format: request.format,
         options,
+        secrets: request.secrets.clone(),
         path: request.physical_path.clone().unwrap_or(path),
         cache: request.cache,
     })

@@ -8,17 +8,20 @@ pub enum Format {
     Raw,
     /// QEMU's copy-on-write format, versions 2 and 3.
     Qcow2,
+    /// A LUKS container, version 1: the encrypted bytes of the disk behind a header.
+    Luks,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: &'static [Self] = &[Self::Raw, Self::Qcow2];
+    pub const ALL: &'static [Self] = &[Self::Raw, Self::Qcow2, Self::Luks];
 
     /// qemu's name of it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
+            Self::Luks => "luks",
         }
     }
 
@@ -32,12 +35,25 @@ impl Format {
 
     /// The format that `first_bytes` of a file announce. `None`: none of the known ones, which leaves raw.
     pub fn probe(first_bytes: &[u8]) -> Option<Self> {
+        if first_bytes.starts_with(crypt::luks::MAGIC) {
+            return Some(Self::Luks);
+        }
         qcow2::Header::probe(first_bytes).then_some(Self::Qcow2)
     }
 
     /// Whether images of this format can store compressed clusters.
     pub const fn can_compress(self) -> bool {
         matches!(self, Self::Qcow2)
+    }
+
+    /// Whether every byte of the disk has its place in the file from the start, whatever the order of writes.
+    pub const fn has_fixed_places(self) -> bool {
+        matches!(self, Self::Raw | Self::Luks)
+    }
+
+    /// Whether a new image reads as zeros (an encrypted one reads as noise).
+    pub const fn starts_as_zeros(self) -> bool {
+        !matches!(self, Self::Luks)
     }
 
     /// Whether images of this format can name a backing file.
@@ -111,6 +127,8 @@ mod tests {
     fn probing_goes_by_content() {
         assert_eq!(Format::probe(b"QFI\xfb\0\0\0\x03"), Some(Format::Qcow2));
         assert_eq!(Format::probe(b"QFI\xfb\0\0\0\x01"), None, "version 1 is another format");
+        assert_eq!(Format::probe(b"LUKS\xba\xbe\0\x01"), Some(Format::Luks));
+        assert_eq!(Format::probe(b"LUKS\xba\xbe\0\x02"), None, "version 2 is another format");
         assert_eq!(Format::probe(b""), None);
     }
 }

@@ -9,6 +9,7 @@ use crate::create::make;
 use crate::format::Format;
 use crate::open::Layer;
 use crate::options::Options;
+use crate::secret::Secrets;
 
 /// What a conversion needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,11 +58,16 @@ pub fn target_options(format: Format, given: &[(String, String)]) -> Result<Opti
     Options::new(crate::options::of_target(format, ""), given)
 }
 
-/// Measures `subject` in `format` with creation options.
+/// Measures `subject` in `format` with creation options, which may refer to secrets.
 ///
 /// # Errors
 /// Options that make no sense, a disk that is too large, or the source cannot be read.
-pub fn measure(subject: Subject<'_>, format: Format, options: &Options) -> Result<Measurement> {
+pub fn measure(
+    subject: Subject<'_>,
+    format: Format,
+    options: &Options,
+    secrets: &Secrets,
+) -> Result<Measurement> {
     let size = match subject {
         Subject::Size(size) => size,
         Subject::Image(layer) => layer.image.size(),
@@ -71,6 +77,7 @@ pub fn measure(subject: Subject<'_>, format: Format, options: &Options) -> Resul
             let size = align_up(size, 512).unwrap_or(size);
             Ok(Measurement { required: size, fully_allocated: size, bitmaps: None })
         }
+        Format::Luks => make::measured_luks(size, options, secrets),
         Format::Qcow2 => measure_qcow2(subject, size, options),
     }
 }
@@ -132,7 +139,8 @@ mod tests {
     fn measured(size: u64, format: Format, given: &[(&str, &str)]) -> Measurement {
         let given: Vec<_> =
             given.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        measure(Subject::Size(size), format, &target_options(format, &given).unwrap()).unwrap()
+        measure(Subject::Size(size), format, &target_options(format, &given).unwrap(), &Secrets::default())
+            .unwrap()
     }
 
     #[test]

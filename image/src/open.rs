@@ -15,6 +15,7 @@ use std::sync::Arc;
 use block::file::{CacheMode, HostFile};
 use block::image::Image;
 use block::{BlockDevice, Result, Storage};
+use crypt::Luks;
 use qcow2::Qcow2;
 
 use crate::format::Format;
@@ -22,7 +23,7 @@ use crate::policy::Policy;
 use crate::secret::Secrets;
 use crate::spec::{Spec, could_not_open};
 
-pub(crate) use chain::{Opened, open_own, warnings_of};
+pub(crate) use chain::{Opened, open_luks, open_own, warnings_of};
 pub(crate) use names::{backing_node, resolve_name};
 pub(crate) use source::Purpose;
 
@@ -101,6 +102,8 @@ pub struct Layer {
     pub image: Arc<dyn Image>,
     /// The same object, if it is a qcow2 image.
     pub qcow2: Option<Arc<Qcow2>>,
+    /// The same object, if it is a LUKS container.
+    pub luks: Option<Arc<Luks>>,
     /// The bytes that the format lies in.
     pub storage: Arc<dyn Storage>,
     /// The same, if it is a file or block device.

@@ -95,6 +95,18 @@ const QCOW2: &[Definition] = &[
 
 const RAW: &[Definition] = &[SIZE];
 
+const LUKS: &[Definition] = &[
+    SIZE,
+    option("key-secret", Kind::Text, "ID of the secret that provides the keyslot passphrase"),
+    option("cipher-alg", Kind::Text, "Name of encryption cipher algorithm"),
+    option("cipher-mode", Kind::Text, "Name of encryption cipher mode"),
+    option("ivgen-alg", Kind::Text, "Name of IV generator algorithm"),
+    option("ivgen-hash-alg", Kind::Text, "Name of IV generator hash algorithm"),
+    option("hash-alg", Kind::Text, "Name of encryption hash algorithm"),
+    option("iter-time", Kind::Number, "Time to spend in PBKDF in milliseconds"),
+    option("detached-header", Kind::Bool, "Create a detached LUKS header"),
+];
+
 const FILE: &[Definition] = &[
     SIZE,
     option("nocow", Kind::Bool, "Turn off copy-on-write (valid only on btrfs)"),
@@ -111,6 +123,7 @@ pub const fn of_format(format: Format) -> &'static [Definition] {
     match format {
         Format::Raw => RAW,
         Format::Qcow2 => QCOW2,
+        Format::Luks => LUKS,
     }
 }
 

@@ -32,6 +32,12 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// Gives the image an option, as `--image-opts` would.
+    pub(crate) fn set_option(&mut self, key: &str, value: &str) {
+        self.node.options.retain(|(known, _)| known != key);
+        self.node.options.push((key.to_owned(), serde_json::Value::from(value)));
+    }
+
     /// Parses a file name: a plain path, `file:PATH`, `host_device:PATH`, `json:{...}`, or the name of a
     /// protocol.
     ///

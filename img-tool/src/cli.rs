@@ -24,7 +24,7 @@ use crate::exit::{Failure, Outcome};
     subcommand_required = true,
     disable_help_subcommand = true,
     max_term_width = 100,
-    after_help = "Supported image formats:\n\n  qcow2 raw\n"
+    after_help = "Supported image formats:\n\n  luks qcow2 raw\n"
 )]
 pub(crate) struct Cli {
     /// Accepted for qemu-img's sake; vimg has no trace points
@@ -191,8 +191,8 @@ pub(crate) fn target_format(name: &str) -> Outcome<Format> {
 }
 
 /// Formats of qemu-img that are not here (yet): whoever names one means it.
-pub(crate) const FOREIGN_FORMATS: [&str; 12] =
-    ["qcow", "vmdk", "vdi", "vhdx", "vpc", "luks", "qed", "parallels", "bochs", "cloop", "dmg", "nbd"];
+pub(crate) const FOREIGN_FORMATS: [&str; 11] =
+    ["qcow", "vmdk", "vdi", "vhdx", "vpc", "qed", "parallels", "bochs", "cloop", "dmg", "nbd"];
 
 /// Which formats there are, and which one was probably meant.
 fn known_formats(error: block::Error, name: &str) -> block::Error {

@@ -19,6 +19,7 @@ mod faults;
 mod hostile;
 mod info;
 mod locks;
+mod luks;
 mod map;
 mod measure;
 mod node_options;

@@ -63,6 +63,11 @@ fn image_spec() {
     replay("image_spec", fuzz::image_spec);
 }
 
+#[test]
+fn luks_header() {
+    replay("luks_header", fuzz::luks_header);
+}
+
 /// The seeds themselves are good images: a corpus that is refused at the first byte tests nothing.
 #[test]
 fn the_seeds_are_clean() {

@@ -10,9 +10,14 @@ use qcow2::create::CreateOptions;
 use qcow2::header::{COMPRESSION_ZLIB, COMPRESSION_ZSTD};
 use qcow2::{Header, Qcow2};
 
+mod luks;
+
+pub(crate) use luks::measured as measured_luks;
+
 use super::{could_not_create, does_not_accept};
 use crate::format::Format;
 use crate::options::Options;
+use crate::secret::Secrets;
 
 /// Everything that is needed to make the files, checked.
 #[derive(Debug)]
@@ -24,6 +29,8 @@ pub(super) enum Plan {
         /// How much of it gets space.
         preallocation: Preallocation,
     },
+    /// A LUKS container.
+    Luks(luks::Plan),
     /// A qcow2 image.
     Qcow2 {
         /// What it is to be like.
@@ -35,16 +42,13 @@ pub(super) enum Plan {
 
 impl Plan {
     /// Checks the values of the options and whether they go together.
-    pub(super) fn new(format: Format, size: u64, options: &Options) -> Result<Self> {
+    pub(super) fn new(format: Format, size: u64, options: &Options, secrets: &Secrets) -> Result<Self> {
         match format {
             Format::Raw => {
                 let size = size.checked_next_multiple_of(512).unwrap_or(size);
-                let mode = preallocation(options).map_err(|_| {
-                    let name = options.given("preallocation").unwrap_or_default();
-                    Error::usage(format!("invalid parameter value: {name}"))
-                })?;
-                Ok(Self::Raw { size, preallocation: mode })
+                Ok(Self::Raw { size, preallocation: protocol_preallocation(options)? })
             }
+            Format::Luks => Ok(Self::Luks(luks::Plan::new(size, options, secrets)?)),
             Format::Qcow2 => {
                 refuse_encryption(options)?;
                 let create = qcow2_options(size, options)?;
@@ -58,8 +62,14 @@ impl Plan {
     /// Makes the files; removes them again on failure.
     pub(super) fn carry_out(&self, path: &Path, cache: CacheMode) -> Result<Vec<PathBuf>> {
         let mut made = Made::default();
+        // What takes long, and may fail, comes before an old file is given up.
+        let volume = match self {
+            Self::Luks(plan) => Some(plan.make_volume()?),
+            _ => None,
+        };
         let file = made.file(path, cache)?;
         match self {
+            Self::Luks(plan) => plan.carry_out(&file, volume)?,
             Self::Raw { size, preallocation } => make_raw(&file, *size, *preallocation)?,
             Self::Qcow2 { options, data_file } => {
                 let data_file = match data_file {
@@ -257,6 +267,14 @@ fn backing_format(options: &Options) -> Result<Option<Vec<u8>>> {
 /// Whether images may name this as the format of their backing file.
 pub(crate) fn is_backing_format(name: &str) -> bool {
     BACKING_FORMATS.contains(&name)
+}
+
+/// A mode of preallocation, for formats that leave it to the file.
+fn protocol_preallocation(options: &Options) -> Result<Preallocation> {
+    preallocation(options).map_err(|_| {
+        let name = options.given("preallocation").unwrap_or_default();
+        Error::usage(format!("invalid parameter value: {name}"))
+    })
 }
 
 fn preallocation(options: &Options) -> Result<Preallocation> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use block::image::Image;
 use block::raw::{Raw, RawOptions};
 use block::{Error, ErrorKind, Result, ResultExt as _};
+use crypt::Luks;
 use qcow2::snapshot::Selector;
 use qcow2::{Header, Qcow2};
 use serde_json::Value;
@@ -132,7 +133,7 @@ pub(crate) fn open_own(mut node: Node, purpose: Purpose, options: &OpenOptions) 
     let header = match format {
         Format::Qcow2 if options.for_check => Some(Header::read_for_check(&*container.storage)?),
         Format::Qcow2 => Some(Header::read(&*container.storage)?),
-        Format::Raw => None,
+        Format::Raw | Format::Luks => None,
     };
     Ok(Opened { node, container, format, probed: recognised.is_none(), header, writable })
 }
@@ -248,6 +249,7 @@ fn build(
     let full_backing_filename = opened.backing_names().map(|(stored, full)| full.unwrap_or(stored));
     let filename = opened.node.shown_name(opened.format);
     let source_name = opened.node.source.shown_name();
+    let mut luks = None;
     let (image, qcow2): (Arc<dyn Image>, _) = match &opened.header {
         None if snapshot.is_some() => {
             return Err(Error::unsupported(format!(
@@ -255,6 +257,11 @@ fn build(
                 opened.format
             ))
             .context(NO_SNAPSHOT));
+        }
+        None if opened.format == Format::Luks => {
+            let opened = open_luks(&opened, options)?;
+            luks = Some(Arc::clone(&opened));
+            (opened, None)
         }
         None => {
             (Arc::new(Raw::open(Arc::clone(&opened.container.storage), raw_options(&opened.node)?)?), None)
@@ -290,6 +297,7 @@ fn build(
         protocol: opened.container.protocol,
         image,
         qcow2,
+        luks,
         storage: opened.container.storage,
         file: opened.container.file,
         container: opened.container.nested,
@@ -299,6 +307,17 @@ fn build(
         full_backing_filename,
         warnings: opened.header.as_ref().map(warnings_of).unwrap_or_default(),
     }))
+}
+
+/// Opens a LUKS container with the passphrase that its `key-secret` names.
+pub(crate) fn open_luks(opened: &Opened, options: &OpenOptions) -> Result<Arc<Luks>> {
+    let storage = Arc::clone(&opened.container.storage);
+    if options.metadata_only {
+        return Luks::open_locked(storage).map(Arc::new);
+    }
+    let id = option(&opened.node, "key-secret").and_then(text_of);
+    let passphrase = options.secrets.required("key-secret", id.as_deref())?;
+    Luks::open(storage, passphrase).map(Arc::new)
 }
 
 /// The contents of encrypted images come later.
@@ -335,6 +354,9 @@ fn raw_options(node: &Node) -> Result<RawOptions> {
 /// Options that a raw image takes.
 const RAW_OPTIONS: &[&str] = &["offset", "size"];
 
+/// Options that a LUKS container takes.
+const LUKS_OPTIONS: &[&str] = &["key-secret"];
+
 /// Options that a qcow2 image takes and that make no difference here.
 const QCOW2_IGNORED: &[&str] = &[
     "pass-discard-request",
@@ -355,6 +377,7 @@ const QCOW2_OPTIONS: &[&str] = &["lazy-refcounts", "cache-size", "l2-cache-size"
 fn check_option_names(node: &Node, format: Format, backing: BackingMode) -> Result<()> {
     let known = |key: &str| match format {
         Format::Raw => RAW_OPTIONS.contains(&key),
+        Format::Luks => LUKS_OPTIONS.contains(&key),
         Format::Qcow2 => {
             QCOW2_OPTIONS.contains(&key) || QCOW2_IGNORED.contains(&key) || key.starts_with("overlap-check.")
         }
@@ -364,7 +387,7 @@ fn check_option_names(node: &Node, format: Format, backing: BackingMode) -> Resu
     if matches!(node.backing, Backing::Node(_)) && (backing == BackingMode::Ignore || !format.has_backing()) {
         unknown.extend(node.backing_keys.iter().map(String::as_str));
     }
-    if node.data_file.is_some() && format == Format::Raw {
+    if node.data_file.is_some() && format != Format::Qcow2 {
         unknown.push("data-file");
     }
     match unknown.into_iter().min_by_key(|key| crate::spec::bucket(key)) {

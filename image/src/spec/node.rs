@@ -82,6 +82,9 @@ impl Source {
     }
 }
 
+/// Options that make another image of a file, so that its name is not enough.
+const SHOWN_OPTIONS: &[&str] = &["offset", "size", "key-secret", "encrypt.key-secret"];
+
 impl Node {
     /// A node of whatever format lies in `source`.
     pub(crate) fn of(source: Source) -> Self {
@@ -203,7 +206,7 @@ impl Node {
         self.backing == Backing::FromImage
             && self.data_file.is_none()
             && !matches!(self.source, Source::Nested(_))
-            && !self.options.iter().any(|(key, _)| key == "offset" || key == "size")
+            && !self.options.iter().any(|(key, _)| SHOWN_OPTIONS.contains(&key.as_str()))
     }
 
     /// The name as `info` shows it: that of the file, or the whole tree as `json:`.
@@ -224,7 +227,7 @@ impl Node {
         tree.insert("driver".to_owned(), format.name().into());
         tree.insert("file".to_owned(), self.source.tree());
         for (key, value) in &self.options {
-            if key == "offset" || key == "size" {
+            if SHOWN_OPTIONS.contains(&key.as_str()) {
                 tree.insert(key.clone(), value.clone());
             }
         }

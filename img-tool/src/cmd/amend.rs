@@ -18,7 +18,9 @@ Examples:
   vimg amend -f qcow2 -o help
   vimg amend -o compat=1.1,lazy_refcounts=on disk.qcow2
   vimg amend -p -o refcount_bits=64 disk.qcow2
-  vimg amend -o compat=0.10 disk.qcow2")]
+  vimg amend -o compat=0.10 disk.qcow2
+  vimg amend --object secret,id=old,file=old.txt --object secret,id=new,file=new.txt \\
+    --image-opts driver=luks,key-secret=old,file.filename=disk.luks -o state=active,new-secret=new")]
 pub(crate) struct Args {
     /// Options to change, separated by commas; 'help' lists them
     #[arg(short, long = "options", value_name = "OPTIONS")]
@@ -106,7 +108,7 @@ fn amend(
     }
     let options = image::amend::parse(format, &lists)?;
     reporter.start();
-    let result = image::amend::amend(layer, &options, reporter);
+    let result = image::amend::amend(layer, &options, &args.objects.secrets()?, args.force, reporter);
     reporter.end();
     for warning in result.map_err(|error| reporter.failure(error))? {
         app.warn(&warning);

@@ -70,11 +70,11 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
             };
             let layer = app.open(&source.spec, &open)?;
             app.confine(&[]);
-            measure(Subject::Image(&layer), target, &options)?
+            measure(Subject::Image(&layer), target, &options, &args.source.objects.secrets()?)?
         }
         (None, size) => {
             args.source.objects.secrets()?;
-            measure(Subject::Size(size.unwrap_or(0)), target, &options)?
+            measure(Subject::Size(size.unwrap_or(0)), target, &options, &args.source.objects.secrets()?)?
         }
     };
     match output {
