@@ -12,11 +12,11 @@ use tests::skip::qemu;
 use tests::{Dir, Ops, requires};
 
 /// How often each shape is tried; `PROPTEST_CASES` for more.
-fn cases(default: u32) -> u32 {
+pub(crate) fn cases(default: u32) -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-fn open(dir: &Dir, name: &str) -> Arc<Layer> {
+pub(crate) fn open(dir: &Dir, name: &str) -> Arc<Layer> {
     let spec = Spec::from_filename(dir.file(name).to_str().unwrap()).unwrap();
     let options =
         OpenOptions { writable: true, format: Some(image::Format::Qcow2), ..OpenOptions::default() };
