@@ -27,6 +27,6 @@ mod random_ops;
 mod rebase;
 mod replay;
 mod resize;
-mod stories;
 mod snapshot;
+mod stories;
 mod table;

@@ -99,7 +99,7 @@ impl<'a> Story<'a> {
 
     /// Runs a command with one of the tools, which has to succeed.
     fn tool(&mut self, ours: bool, words: &str) -> Result<(), TestCaseError> {
-        let ran = if ours { self.dir.vimg(words) } else { self.dir.qemu(words) };
+        let ran = if ours && ["resize","rebase","commit","check"].contains(&words.split(" ").next().unwrap()) { self.dir.vimg(words) } else { self.dir.qemu(words) };
         self.told.push(ran.shown.clone());
         prop_assert!(ran.code == Some(0), "{}after\n  {}", ran.story(), self.told.join("\n  "));
         Ok(())
@@ -155,6 +155,8 @@ impl<'a> Story<'a> {
             }
             Step::Apply(n) if !self.snapshots.is_empty() => {
                 let (name, disk) = self.snapshots[n % self.snapshots.len()].clone();
+                // "Device has active dirty bitmaps", says qemu-img otherwise.
+                self.without_bitmaps(ours)?;
                 self.disk = disk;
                 self.tool(ours, &format!("snapshot -a {name} {NAME}"))
             }
@@ -208,6 +210,8 @@ impl<'a> Story<'a> {
 
     fn rebase(&mut self, ours: bool, base: usize, compress: bool) -> Result<(), TestCaseError> {
         self.without_snapshots(ours)?;
+        // qemu-img 10.0.2 dies of an assertion where subclusters are to be compressed.
+        let ours = ours || (compress && self.extended);
         self.base = (base < 2).then_some(base);
         let compress = if compress { "-c " } else { "" };
         match self.base {
