@@ -160,6 +160,30 @@ if have e2fsck && [ "$filesystem" = ext4 ]; then
     rm -f fs.raw
 fi
 
+say "6. Snapshots, overlays, a damaged image, a digest"
+run "$vimg" snapshot -c before disk.qcow2
+run "$vimg" create -f qcow2 -b disk.qcow2 -F qcow2 overlay.qcow2
+run "$vimg" bench -w -c 500 -s 64k --pattern 7 overlay.qcow2
+run "$vimg" commit overlay.qcow2
+run "$vimg" snapshot -a before disk.qcow2
+run "$vimg" compare -f raw disk.raw disk.qcow2
+printf '    (the header of a copy is made to name a refcount table that is not one)\n'
+cp disk.qcow2 damaged.qcow2
+printf '\0\0\0\0\0\1\0\0' | dd of=damaged.qcow2 bs=1 seek=48 conv=notrunc status=none
+run "$vimg" check -q -r all damaged.qcow2
+judge check damaged.qcow2
+run "$vimg" compare -f raw disk.raw damaged.qcow2
+"$vimg" checksum disk.raw disk.qcow2 small.qcow2 damaged.qcow2 | sed 's/^/    /'
+
+say "7. Encrypted"
+printf 'the only copy of a server' >passphrase
+secret=(--object "secret,id=s0,file=passphrase")
+run "$vimg" convert -O luks -o key-secret=s0,iter-time=200 "${secret[@]}" disk.qcow2 secret.luks
+run "$vimg" compare "${secret[@]}" --image-opts driver=raw,file.filename=disk.raw driver=luks,key-secret=s0,file.filename=secret.luks
+if have cryptsetup; then run cryptsetup open --test-passphrase --key-file passphrase secret.luks; fi
+size secret.luks
+rm -f damaged.qcow2 overlay.qcow2 secret.luks passphrase
+
 say "What vimg says of the compressed image"
 "$vimg" info small.qcow2 | sed 's/^/  /'
 
