@@ -150,13 +150,13 @@ fn both_tools_take_turns() {
         "backing-1-extended",
     ];
     for shape in shapes().filter(|shape| wanted.contains(&shape.name)) {
-        for first in [0, 1] {
+        for first in [0_usize, 1] {
             let dir = Dir::new();
             shape.build_with_qemu(&dir, "a.qcow2", false);
             let mut model = Model { disk: dir.qemu_reads("a.qcow2"), ..Model::default() };
-            let mut turn = first;
             let mut story = shape.name.to_owned();
-            for step in ["-c", "w", "-c", "-a 1", "w", "-d 1", "-c", "w", "-a 2", "-d 3", "w", "-d 2"] {
+            let steps = ["-c", "w", "-c", "-a 1", "w", "-d 1", "-c", "w", "-a 2", "-d 3", "w", "-d 2"];
+            for (turn, step) in (first..).zip(steps) {
                 let words = match step {
                     "-c" => format!("snapshot -c s{} a.qcow2", model.next()),
                     step => format!("snapshot {} a.qcow2", step.replace("-d ", "-d s")),
@@ -178,7 +178,6 @@ fn both_tools_take_turns() {
                 }
                 let checked = dir.qemu("check -f qcow2 a.qcow2");
                 assert!(checked.code == Some(0), "{story}\n{}", checked.story());
-                turn += 1;
             }
             model.agrees(&dir, &story);
             dir.vimg_checks("a.qcow2");
