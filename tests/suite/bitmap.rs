@@ -373,3 +373,36 @@ fn measure_counts_bitmaps() {
     }
     dir.same("measure -O raw a.qcow2");
 }
+
+/// What commit and rebase write is recorded where it is written; bitmaps stay in their images.
+#[test]
+fn commit_and_rebase_record_and_move_nothing() {
+    requires!(qemu10(), tool("qemu-nbd"));
+    let dir = original("cluster_size=64k");
+    dir.qemu_ok("create -f qcow2 -b a.qcow2 -F qcow2 top.qcow2");
+    dir.qemu_ok("bitmap --add top.qcow2 tt");
+    io(&dir, "top.qcow2", &["write 100k 1k", "write 3M 64k"]);
+    dir.qemu_ok("create -f qcow2 other.qcow2 5M");
+    for words in [
+        "commit top.qcow2",
+        "commit -d top.qcow2",
+        "rebase -b other.qcow2 -F qcow2 top.qcow2",
+        "rebase -u -b other.qcow2 -F qcow2 top.qcow2",
+    ] {
+        let (theirs, ours) = (dir.duplicate(), dir.duplicate());
+        both(&theirs, &ours, words);
+        judge(&theirs, &ours, "a.qcow2", words);
+        judge(&theirs, &ours, "top.qcow2", words);
+    }
+}
+
+#[test]
+fn snapshots_and_bitmaps() {
+    requires!(qemu10(), tool("qemu-nbd"));
+    let dir = original("cluster_size=64k");
+    for words in ["snapshot -c s a.qcow2", "snapshot -a s a.qcow2", "snapshot -d s a.qcow2"] {
+        let ours = dir.duplicate();
+        both(&dir, &ours, words);
+        judge(&dir, &ours, "a.qcow2", words);
+    }
+}

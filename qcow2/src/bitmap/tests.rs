@@ -103,6 +103,29 @@ fn a_directory_past_the_end_is_a_truncated_file() {
     assert_eq!(read(&bytes).unwrap_err().kind(), ErrorKind::Truncated);
 }
 
+/// A hostile image: many bitmaps whose tables lie in each other, each entry naming a cluster. What is looked at is
+/// bounded by the file, not by what it claims.
+#[test]
+fn tables_that_lie_in_each_other_are_read_once() {
+    let geometry = crate::Geometry { cluster_bits: 9, refcount_order: 4, extended_l2: false };
+    let len = 4u64 << 20;
+    let storage = MemStorage::from_bytes(512u64.to_be_bytes().repeat(to_usize(len / 8)));
+    let entry = |index: u64| Bitmap {
+        table_offset: index % 64 * 512,
+        table_size: 0x80000,
+        flags: 0,
+        granularity_bits: 9,
+        name: index.to_be_bytes().to_vec(),
+    };
+    let bitmaps: Vec<Bitmap> = (0..65_535).map(entry).collect();
+    let started = std::time::Instant::now();
+    let found = structures(&storage, &geometry, &bitmaps).unwrap();
+    assert!(found.len() as u64 <= 65_535 + len / 512 + 1, "{} ranges", found.len());
+    assert!(started.elapsed().as_secs() < 10);
+    let map = crate::metadata::MetadataMap::new(&geometry, found.into_iter());
+    assert!(map.conflict().is_some());
+}
+
 proptest! {
     #[test]
     fn no_directory_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), count in 1u32..4) {
