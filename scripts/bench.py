@@ -104,6 +104,9 @@ DATA = {
         QEMU, "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", "full.qcow2", "64G"
     ),
     "full-snap.qcow2": build_snapshot,
+    "tibfull.qcow2": lambda: run(
+        QEMU, "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", "tibfull.qcow2", "1T"
+    ),
     "small.qcow2": lambda: run(QEMU, "create", "-q", "-f", "qcow2", "small.qcow2", "10G"),
     "disk.luks": lambda: run(
         QEMU, "convert", "-f", "raw", "-O", "luks", *SECRET, "-o", "key-secret=s,iter-time=10", "disk.raw", "disk.luks"
@@ -266,6 +269,7 @@ ROWS = [
     Row("compare", "compare qcow2 with raw, 1.5 GiB", "compare -f qcow2 -F raw disk.qcow2 disk.raw", ["disk.raw", "disk.qcow2"]),
     Row("compare-raw", "compare raw with raw, 1.5 GiB", "compare -f raw -F raw disk.raw copy.raw", ["disk.raw", "copy.raw"]),
     Row("check-full", "check, metadata of a full 64 GiB disk", "check -f qcow2 full.qcow2", ["full.qcow2"], repeat=5),
+    Row("check-tibfull", "check, metadata of a full 1 TiB disk", "check -f qcow2 tibfull.qcow2", ["tibfull.qcow2"]),
     Row("map-full", "map, metadata of a full 64 GiB disk", "map -f qcow2 --output=json full.qcow2", ["full.qcow2"], repeat=3),
     Row("snapshot-create", "snapshot -c, metadata of a full 64 GiB disk", "snapshot -c s OUT", ["full.qcow2"], repeat=5,
         setup=lambda out: run("cp", "--sparse=always", "full.qcow2", out)),
@@ -289,7 +293,7 @@ TARGETS = {
     "zlib": 0.3, "zstd": 0.7, "unzlib": 0.4, "unzstd": 0.7,
     "tib-convert": 0.2, "tib-check": 0.2, "tib-map": 0.2, "tib-compare": 0.2,
     "check": 0.7, "map": 0.7, "measure": 0.7, "measure-raw": 0.7, "compare": 0.7, "compare-raw": 0.7,
-    "check-full": 0.5, "map-full": 0.7, "snapshot-create": 0.5, "snapshot-apply": 0.5, "snapshot-delete": 0.5, "luks-raw": 0.5, "raw-luks": 0.5, "info": 0.3, "create": 0.3, "resize": 0.3, "version": 0.3,
+    "check-full": 0.5, "check-tibfull": 0.5, "map-full": 0.7, "snapshot-create": 0.5, "snapshot-apply": 0.5, "snapshot-delete": 0.5, "luks-raw": 0.5, "raw-luks": 0.5, "info": 0.3, "create": 0.3, "resize": 0.3, "version": 0.3,
 }
 
 

@@ -234,12 +234,16 @@ impl<'a> Check<'a> {
         match self.storage.read_at(buf, offset) {
             Ok(()) => true,
             Err(error) => {
-                let len = buf.len();
-                self.failed(|| format!("ERROR: could not read {len:#x} bytes at {offset:#x}: {error}"));
-                self.block("it could not be read");
+                self.unreadable(buf.len() as u64, offset, &error);
                 false
             }
         }
+    }
+
+    /// A failed read: nothing is repaired while the host cannot say what is there.
+    fn unreadable(&mut self, len: u64, offset: u64, error: &block::Error) {
+        self.failed(|| format!("ERROR: could not read {len:#x} bytes at {offset:#x}: {error}"));
+        self.block("it could not be read");
     }
 
     /// Whether a reference ends in a cluster that can be counted: the last cluster of a file need not be

@@ -419,3 +419,62 @@ fn repairs_end_as_those_of_qemu() {
     }
     assert!(wrong.is_empty(), "{} of the repairs differ\n{}", wrong.len(), wrong.join("\n"));
 }
+
+/// Snapshots, bitmaps and a LUKS header are counted anew together with everything else, and hold what they held.
+#[test]
+fn a_rebuild_counts_every_structure() {
+    requires!(qemu10());
+    const SECRET: &str = "--object secret,id=s,data=word";
+    let node = |name: &str| format!("driver=qcow2,file.filename={name},encrypt.key-secret=s");
+    for options in ["cluster_size=4k", "compat=0.10", "extended_l2=on", "refcount_bits=8", "luks"] {
+        let dir = Dir::new();
+        let luks = options == "luks";
+        if luks {
+            let luks = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+            dir.qemu_ok(&format!("create {SECRET} -f qcow2 -o {luks} a.qcow2 4M"));
+            let image = node("a.qcow2");
+            let write = format!("{SECRET} --image-opts {image} -c");
+            tests::command::qemu_io().words(&write).arg("write -P 7 1M 1M").dir(dir.path()).ok();
+        } else {
+            dir.qemu_ok(&format!("create -f qcow2 -o {options} a.qcow2 4M"));
+            let ops = |seed| tests::Ops::tour(4 << 20, 4096, seed, false, false);
+            dir.qemu_io("qcow2", "a.qcow2", &ops(1));
+            dir.qemu_ok("snapshot -c one a.qcow2");
+            dir.qemu_io("qcow2", "a.qcow2", &ops(2));
+            dir.qemu_ok("snapshot -c two a.qcow2");
+            dir.qemu_io("qcow2", "a.qcow2", &ops(3));
+            if !options.contains("0.10") {
+                dir.qemu_ok("bitmap --add -g 64k a.qcow2 b0");
+                dir.qemu_io("qcow2", "a.qcow2", &ops(4));
+            }
+        }
+        dir.copy("a.qcow2", "b.qcow2");
+        let table = dir.peek64("b.qcow2", 48);
+        dir.poke64("b.qcow2", table, dir.peek64("b.qcow2", table) | 2);
+        assert_eq!(dir.vimg("check b.qcow2").code, Some(2), "{options}");
+        dir.vimg_ok("check -r all b.qcow2");
+        if luks {
+            dir.qemu_ok(&format!("check {SECRET} --image-opts {}", node("b.qcow2")));
+            dir.qemu_ok(&format!("compare {SECRET} --image-opts {} {}", node("a.qcow2"), node("b.qcow2")));
+            continue;
+        }
+        dir.qemu_ok("check b.qcow2");
+        dir.qemu_ok("compare a.qcow2 b.qcow2");
+        for snapshot in ["one", "two"] {
+            for image in ["a", "b"] {
+                dir.qemu_ok(&format!("convert -l {snapshot} -O raw {image}.qcow2 {image}.raw"));
+            }
+            assert!(dir.read("a.raw") == dir.read("b.raw"), "{options}: snapshot {snapshot}");
+        }
+        let info = |name: &str| dir.qemu_ok(&format!("info --output=json {name}")).stdout;
+        let bitmaps = |text: String| {
+            let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+            json["format-specific"]["data"]["bitmaps"].clone()
+        };
+        assert_eq!(bitmaps(info("a.qcow2")), bitmaps(info("b.qcow2")), "{options}");
+        // All of it can be written again.
+        dir.qemu_io("qcow2", "b.qcow2", &tests::Ops::tour(4 << 20, 4096, 9, false, false));
+        dir.qemu_ok("snapshot -d one b.qcow2");
+        dir.qemu_ok("check b.qcow2");
+    }
+}

@@ -145,9 +145,14 @@ impl Check<'_> {
             Ok(())
         })?;
         if kept {
-            self.say(|| format!("Leaked clusters are kept, they may be in use: {reason}"));
+            self.say_kept(reason);
         }
         Ok(())
+    }
+
+    /// Tells why leaks are left as they are.
+    pub(super) fn say_kept(&mut self, reason: &str) {
+        self.say(|| format!("Leaked clusters are kept, they may be in use: {reason}"));
     }
 
     /// Everything that has been counted can be said by refcounts of this width.

@@ -53,6 +53,9 @@ struct Plan {
 impl Check<'_> {
     /// Repairs what the mode allows and takes it out of the counts of problems.
     pub(super) fn repair(&mut self) -> Result<()> {
+        if let (Some(reason), Repair::Leaks, 1..) = (self.incomplete, self.mode, self.report.leaks) {
+            self.say_kept(reason);
+        }
         match self.mode {
             Repair::None => return Ok(()),
             Repair::Leaks if self.fixable_leaks > 0 => self.give_back_leaks()?,

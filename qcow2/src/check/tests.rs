@@ -577,6 +577,9 @@ fn a_file_that_claims_to_be_enormous_costs_nothing() {
     // The far cluster has refcount 0, its flag is wrong, and cluster 5 is leaked.
     assert_eq!((report.corruptions, report.leaks), (2, 1), "{:?}", report.messages);
     assert_eq!(report.image_end_offset, (1 << 55) + 0x1000);
+    // No refcount table could reach that far.
+    let error = check_with(&storage, Repair::All).unwrap_err();
+    assert!(error.to_string().contains("too large"), "{error}");
 }
 
 /// Four million L1 entries that share one L2 table: QEMU reads that table four million times.

@@ -5,10 +5,11 @@
 //! once and counted as often as it is used: the work is bounded by the file.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
-use block::Result;
 use block::image::Repair;
 use block::num::{is_aligned, to_usize};
+use block::{Result, Storage};
 
 use super::Check;
 use super::counts::{COPIED, DATA, EXCLUSIVE, L2_TABLE, NOT_COPIED, overlaps};
@@ -47,6 +48,55 @@ struct Place {
     uses: Uses,
     /// Index in its table.
     index: u64,
+}
+
+/// Reads L2 tables for [`Check::walk_l2_tables`] in batches, several at a time where the host has to be waited for.
+#[derive(Debug, Clone, Copy)]
+struct Ahead<'a> {
+    storage: &'a dyn Storage,
+    table_bytes: usize,
+}
+
+impl Ahead<'_> {
+    /// Bytes of tables in a batch, of which two are held at a time.
+    const BATCH: usize = 1 << 20;
+    /// Reading a batch takes longer than this if it is not in the host's cache.
+    const CACHED: Duration = Duration::from_millis(4);
+    /// Tables in a batch at most.
+    const MAX_TABLES: usize = 64;
+    /// Tables that are read at the same time.
+    const READERS: usize = 4;
+
+    /// Tables in a batch.
+    fn batch(&self) -> usize {
+        (Self::BATCH / self.table_bytes).clamp(1, Self::MAX_TABLES)
+    }
+
+    /// Reads a batch.
+    fn read(&self, tables: &[u64], in_parallel: bool) -> Vec<Result<Vec<u8>>> {
+        let per_reader = match in_parallel {
+            true => tables.len().div_ceil(Self::READERS),
+            false => tables.len(),
+        };
+        let mut parts = tables.chunks(per_reader.max(1));
+        let Some(own) = parts.next() else { return vec![] };
+        std::thread::scope(|scope| {
+            let readers: Vec<_> = parts.map(|part| (part, scope.spawn(|| self.read_part(part)))).collect();
+            let mut read = self.read_part(own);
+            for (part, reader) in readers {
+                read.extend(reader.join().unwrap_or_else(|_| self.read_part(part)));
+            }
+            read
+        })
+    }
+
+    fn read_part(&self, tables: &[u64]) -> Vec<Result<Vec<u8>>> {
+        let read = |offset: &u64| {
+            let mut bytes = vec![0; self.table_bytes];
+            self.storage.read_at(&mut bytes, *offset).map(|()| bytes)
+        };
+        tables.iter().map(read).collect()
+    }
 }
 
 impl Check<'_> {
@@ -156,15 +206,42 @@ impl Check<'_> {
         let mut others: Vec<u64> =
             self.tables.uses.iter().filter(|(_, uses)| uses.active == 0).map(|(offset, _)| *offset).collect();
         others.sort_unstable();
-        let mut bytes = vec![0; to_usize(self.geometry.cluster_size())];
-        for offset in active.into_iter().chain(others) {
-            let uses = self.tables.uses.get(&offset).copied().unwrap_or_default();
-            self.metadata(offset, self.geometry.cluster_size(), uses.total(), L2_TABLE);
-            if self.read(&mut bytes, offset) {
-                self.walk_l2_table(&bytes, uses);
+        let tables = [active, others].concat();
+        let ahead = Ahead { storage: self.storage, table_bytes: to_usize(self.geometry.cluster_size()) };
+        let mut batches = tables.chunks(ahead.batch());
+        let Some(mut batch) = batches.next() else { return Ok(()) };
+        let started = Instant::now();
+        let mut read = ahead.read(batch, false);
+        // Threads pay where the host has to be waited for, and cost more than they bring on its cache.
+        let waits = started.elapsed() > Ahead::CACHED;
+        for next in batches {
+            if !waits {
+                self.count_l2_tables(batch, read);
+                (batch, read) = (next, ahead.read(next, false));
+                continue;
+            }
+            // While one batch is being counted, the next one is being read.
+            let next_read = std::thread::scope(|scope| {
+                let reader = scope.spawn(|| ahead.read(next, true));
+                self.count_l2_tables(batch, read);
+                reader.join()
+            });
+            read = next_read.unwrap_or_else(|_| ahead.read(next, false));
+            batch = next;
+        }
+        self.count_l2_tables(batch, read);
+        Ok(())
+    }
+
+    fn count_l2_tables(&mut self, tables: &[u64], read: Vec<Result<Vec<u8>>>) {
+        for (offset, bytes) in tables.iter().zip(read) {
+            let uses = self.tables.uses.get(offset).copied().unwrap_or_default();
+            self.metadata(*offset, self.geometry.cluster_size(), uses.total(), L2_TABLE);
+            match bytes {
+                Ok(bytes) => self.walk_l2_table(&bytes, uses),
+                Err(error) => self.unreadable(self.geometry.cluster_size(), *offset, &error),
             }
         }
-        Ok(())
     }
 
     fn walk_l2_table(&mut self, bytes: &[u8], uses: Uses) {
