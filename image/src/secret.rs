@@ -174,7 +174,7 @@ fn not_a_secret(kind: &str) -> Error {
         return Error::usage(format!("invalid object type: {kind}"));
     }
     let error = Error::usage(format!("Parameter 'qom-type' does not accept value '{kind}'"));
-    crate::suggest::did_you_mean(error, kind, ["secret", "throttle-group"].into_iter())
+    crate::suggest::did_you_mean(error, kind, ["secret", "throttle-group"])
 }
 
 /// The keys and values, of either notation.

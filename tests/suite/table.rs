@@ -169,9 +169,11 @@ fn long_and_short_forms_mean_the_same() {
         let dir = Dir::new();
         dir.qemu_ok("create -f qcow2 a.qcow2 1M");
         dir.qemu_ok("create -f qcow2 b.qcow2 1M");
+        dir.qemu_ok("create -f qcow2 -b a.qcow2 -F qcow2 top.qcow2");
         dir.sparse("there.raw", 1 << 20);
         dir
     };
+    let top = "driver=qcow2,file.filename=top.qcow2";
     let opts = "driver=qcow2,file.filename=a.qcow2";
     for words in [
         "check -q -f qcow2 a.qcow2",
@@ -201,6 +203,20 @@ fn long_and_short_forms_mean_the_same() {
         "convert --salvage --copy-range-offloading a.qcow2 out",
         "convert --salvage --force-share a.qcow2 out",
         "convert --backing=b.qcow2 --backing-format=qcow2 -O qcow2 a.qcow2 out",
+        "commit --quiet --format=qcow2 --cache=none --rate=1G top.qcow2",
+        "commit -q --drop --base=a.qcow2 top.qcow2",
+        "commit -q --progress top.qcow2",
+        &format!("commit --image-opts {top}"),
+        "rebase --quiet --format=qcow2 --cache=none --backing-cache=none --backing=b.qcow2 --backing-format=qcow2 top.qcow2",
+        "rebase --force-share -q --compress -b b.qcow2 -F qcow2 top.qcow2",
+        "rebase -q --progress -b b.qcow2 -F qcow2 top.qcow2",
+        "rebase --backing-unsafe -b b.qcow2 -F qcow2 top.qcow2",
+        &format!("rebase -b b.qcow2 -F qcow2 --image-opts {top}"),
+        "snapshot --quiet -f qcow2 -c s1 a.qcow2",
+        "snapshot --list --force-share a.qcow2",
+        "amend --quiet --format=qcow2 --cache=none -o lazy_refcounts=on a.qcow2",
+        "amend --force -q --progress -o lazy_refcounts=on a.qcow2",
+        "bitmap --add --granularity=64k a.qcow2 b0",
     ] {
         let (theirs, ours) = (fresh().qemu(words), fresh().linked(words).expect_no_panic());
         let same = (theirs.code, &theirs.stdout, &theirs.stderr) == (ours.code, &ours.stdout, &ours.stderr);
@@ -215,6 +231,42 @@ fn long_and_short_forms_mean_the_same() {
     dir.vimg_ok("convert --target-format=raw --target-cache=none -f qcow2 a.qcow2 out");
     dir.vimg_ok("convert --no-create --target-format=raw -f qcow2 a.qcow2 there.raw");
     dir.vimg_ok("convert --target-format=qcow2 --target-options=cluster_size=4k --compress a.qcow2 out");
+}
+
+#[test]
+fn every_command_takes_objects() {
+    requires!(qemu10());
+    for words in [
+        "check OBJECT a.qcow2",
+        "commit OBJECT top.qcow2",
+        "compare OBJECT a.qcow2 a.qcow2",
+        "convert OBJECT a.qcow2 out",
+        "create OBJECT -f qcow2 new.qcow2 1M",
+        "dd OBJECT if=a.qcow2 of=out",
+        "info OBJECT a.qcow2",
+        "map OBJECT a.qcow2",
+        "measure OBJECT -O qcow2 a.qcow2",
+        "rebase OBJECT -u -b a.qcow2 -F qcow2 top.qcow2",
+        "resize OBJECT a.qcow2 2M",
+        "snapshot OBJECT -c x a.qcow2",
+        "amend OBJECT -o lazy_refcounts=on a.qcow2",
+        "bitmap OBJECT --add a.qcow2 b0",
+    ] {
+        let fresh = || {
+            let dir = Dir::new();
+            dir.qemu_ok("create -f qcow2 a.qcow2 1M");
+            dir.qemu_ok("create -f qcow2 -b a.qcow2 -F qcow2 top.qcow2");
+            dir
+        };
+        for (object, good) in [("--object secret,id=s,data=abc", true), ("--object nonsense,id=s", false)] {
+            let words = words.replace("OBJECT", object);
+            let (theirs, ours) = (fresh().qemu(&words), fresh().linked(&words).expect_no_panic());
+            let same =
+                (theirs.code, &theirs.stdout, &theirs.stderr) == (ours.code, &ours.stdout, &ours.stderr);
+            assert!(same, "--- qemu-img\n{}--- vimg\n{}", theirs.story(), ours.story());
+            assert_eq!(theirs.code == Some(0), good, "{}", theirs.story());
+        }
+    }
 }
 
 #[test]

@@ -25,7 +25,9 @@ impl ProtocolRequest {
     pub(super) fn checked(self) -> Result<Self> {
         match self.driver.as_str() {
             "nbd" => super::nbd::validate(&self)?,
-            driver if super::null::is_null(driver) => drop(super::null::Null::of(&self)?),
+            driver if super::null::is_null(driver) => {
+                super::null::Null::of(&self)?;
+            }
             _ => {}
         }
         Ok(self)

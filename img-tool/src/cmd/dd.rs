@@ -127,7 +127,7 @@ impl Operands {
     fn window(&self, size: u64) -> Option<(u64, u64)> {
         let block = self.block_size.unwrap_or(SECTOR);
         let size = size.next_multiple_of(SECTOR);
-        let blocks = |count: Option<u64>| count.map(|count| count.checked_mul(block).unwrap_or(u64::MAX));
+        let blocks = |count: Option<u64>| count.map(|count| count.saturating_mul(block));
         let end = blocks(self.count).unwrap_or(u64::MAX).min(size);
         let start = blocks(self.skip).unwrap_or(0);
         end.checked_sub(start).map(|len| (start, len))
