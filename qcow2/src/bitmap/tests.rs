@@ -107,7 +107,7 @@ fn a_directory_past_the_end_is_a_truncated_file() {
 /// bounded by the file, not by what it claims.
 #[test]
 fn tables_that_lie_in_each_other_are_read_once() {
-    let geometry = crate::Geometry { cluster_bits: 9, refcount_order: 4, extended_l2: false };
+    let geometry = Geometry { cluster_bits: 9, refcount_order: 4, extended_l2: false };
     let len = 4u64 << 20;
     let storage = MemStorage::from_bytes(512u64.to_be_bytes().repeat(to_usize(len / 8)));
     let entry = |index: u64| Bitmap {
