@@ -71,7 +71,8 @@ impl Qcow2 {
     ) -> Result<bool> {
         self.check_write(offset, len)?;
         let cluster = self.geometry.cluster_size();
-        if len == 0 || self.geometry.in_cluster(offset) != 0 || !len.is_multiple_of(cluster) {
+        let whole = self.geometry.in_cluster(offset) == 0 && len.is_multiple_of(cluster);
+        if len == 0 || !whole || self.is_encrypted() {
             return Ok(false);
         }
         self.record(offset, len)?;
@@ -130,7 +131,7 @@ impl Qcow2 {
         if clusters.is_empty() {
             return Ok(());
         }
-        if self.geometry.in_cluster(offset) != 0 || self.external {
+        if self.geometry.in_cluster(offset) != 0 || self.external || self.is_encrypted() {
             return Err(BlockError::usage("compressed clusters cannot be stored here"));
         }
         let len = self.geometry.offset_of(clusters.len() as u64);
@@ -250,7 +251,7 @@ impl Qcow2 {
                 continue;
             }
             let run = self.allocate_data(offset, wanted)?;
-            let prepared = self.prepare_space(run, mode).and_then(|()| {
+            let prepared = self.prepare_space(run, offset, mode).and_then(|()| {
                 self.link(offset, run.clusters, |i, old| {
                     self.preallocated(old, run.offset + self.geometry.offset_of(i))
                 })
@@ -279,14 +280,19 @@ impl Qcow2 {
     fn preallocated(&self, old: Entry, host: u64) -> Entry {
         let (allocated, zero) = match old {
             Entry::Plain { zero, .. } if self.geometry.extended_l2 || zero != 0 => (0, zero),
+            // Zeros in the file would be noise to the guest.
+            _ if self.is_encrypted() && self.version >= 3 => (0, 1),
             _ => (1, 0),
         };
         Entry::Plain { host: Some(host), copied: true, allocated, zero }
     }
 
     /// Takes or fills the space of new clusters.
-    fn prepare_space(&self, run: Run, mode: Preallocation) -> Result<()> {
+    fn prepare_space(&self, run: Run, guest: u64, mode: Preallocation) -> Result<()> {
         let len = self.geometry.offset_of(run.clusters);
+        if self.is_encrypted() && self.version < 3 {
+            return self.write_guest_zeros(guest, run.offset, len);
+        }
         match mode {
             Preallocation::Off => Ok(()),
             Preallocation::Metadata if run.fresh || self.external => Ok(()),

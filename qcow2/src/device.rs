@@ -17,6 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::alloc::Meta;
 use crate::bitmap::{self, Bitmap, Recorder};
 use crate::cache::{Slice, SliceCache};
+use crate::cipher::Cipher;
 use crate::codec::{Codec, Level};
 use crate::error::Error;
 use crate::features::{autoclear, compatible, incompatible};
@@ -62,6 +63,8 @@ pub struct OpenOptions {
     pub metadata_only: bool,
     /// Show the disk as it was when this snapshot was taken, read-only.
     pub snapshot: Option<Selector>,
+    /// The unlocked encryption, for images that are encrypted. Without it only their description can be read.
+    pub encryption: Option<Arc<crypt::Volume>>,
 }
 
 /// An open qcow2 image.
@@ -90,6 +93,7 @@ pub struct Qcow2 {
     /// Lengths of `storage` and `data` when last looked at.
     storage_len: AtomicU64,
     data_len: AtomicU64,
+    pub(crate) cipher: Option<Cipher>,
     pub(crate) codec: Codec,
     pub(crate) level: Level,
     /// The last inflated clusters, by descriptor.
@@ -160,7 +164,8 @@ impl Qcow2 {
     /// The image is corrupt, encrypted (for writing), needs a data file that was not given, or the host failed.
     pub fn open(storage: Arc<dyn Storage>, mut header: Header, options: OpenOptions) -> Result<Arc<Self>> {
         if options.writable {
-            header = prepare_for_writing(&storage, header)?;
+            let unlocked = options.encryption.is_some() || options.metadata_only;
+            header = prepare_for_writing(&storage, header, unlocked)?;
         }
         let geometry = header.geometry();
         let external = header.has(incompatible::DATA_FILE);
@@ -216,6 +221,7 @@ impl Qcow2 {
             map: OnceLock::new(),
             storage_len: AtomicU64::new(file_len),
             data_len: AtomicU64::new(data.len()?),
+            cipher: Cipher::new(&header, options.encryption),
             codec,
             level: options.compression,
             inflated: (0..8).map(|_| Mutex::new(None)).collect(),
@@ -301,6 +307,7 @@ impl Qcow2 {
             ),
             (header.snapshots_offset, snapshot_table_len, Kind::SnapshotTable),
         ];
+        let luks = header.luks.map(|(offset, len)| (offset, len, Kind::CryptoHeader));
         let bitmaps = header.bitmaps.map(|b| (b.directory_offset, b.directory_size, Kind::BitmapDirectory));
         let bitmap_data = bitmap::structures(&*self.storage, &self.geometry, &self.bitmaps.read())?;
         let snapshot_l1 = snapshots.iter().map(|s| (s.l1_offset, u64::from(s.l1_size) * 8, Kind::SnapshotL1));
@@ -309,6 +316,7 @@ impl Qcow2 {
         let ranges = fixed
             .into_iter()
             .chain(bitmaps)
+            .chain(luks)
             .chain(bitmap_data)
             .chain(snapshot_l1)
             .chain(tables)
@@ -526,7 +534,7 @@ impl Qcow2 {
                 Mapped::Zero(_) => piece.fill(0),
                 Mapped::Data(host) => {
                     self.check_data(at, host, mapping.len)?;
-                    self.data.read_at(piece, host)?;
+                    self.read_data(piece, at, host)?;
                 }
                 Mapped::Compressed { offset, len } => self.read_compressed(piece, at, offset, len)?,
             }
@@ -593,10 +601,10 @@ impl Qcow2 {
         if self.metadata_only {
             return Err(BlockError::unsupported("the image was opened for its description only"));
         }
-        match self.header.lock().crypt_method {
-            0 => Ok(()),
-            _ => Err(BlockError::unsupported("the image is encrypted, which this version cannot read")),
+        if self.cipher.is_none() && self.header.lock().crypt_method != 0 {
+            return Err(no_key());
         }
+        Ok(())
     }
 
     /// First and last cluster of a range (of at least one byte).
@@ -630,6 +638,9 @@ impl Qcow2 {
 
     /// The extent of plain data at `host`, cut where the file changes from data to hole.
     fn data_extent(&self, host: u64, len: u64) -> Result<LayerExtent> {
+        if self.is_encrypted() {
+            return Ok(LayerExtent::new(Stored::Data, len));
+        }
         let mut extent = LayerExtent::new(Stored::Data, len).at(host);
         if self.is_sparse() {
             let found = self.data.extent(host, len)?;
@@ -642,13 +653,18 @@ impl Qcow2 {
     }
 }
 
+/// Encrypted data is wanted, and nobody has said how to unlock it.
+fn no_key() -> BlockError {
+    BlockError::usage("Parameter 'encrypt.key-secret' is required for cipher")
+}
+
 /// What opening for writing changes or refuses.
-fn prepare_for_writing(storage: &Arc<dyn Storage>, mut header: Header) -> Result<Header> {
+fn prepare_for_writing(storage: &Arc<dyn Storage>, mut header: Header, unlocked: bool) -> Result<Header> {
     if header.has(incompatible::CORRUPT) {
         return Err(Error::MarkedCorrupt.into());
     }
-    if header.crypt_method != 0 {
-        return Err(BlockError::unsupported("the image is encrypted, which this version cannot write"));
+    if header.crypt_method != 0 && !unlocked {
+        return Err(no_key());
     }
     if header.has(incompatible::DIRTY) {
         let report = crate::check::repair_dirty(storage, &header)?;
@@ -741,8 +757,10 @@ impl BlockDevice for Qcow2 {
         let mapping = self.lookup(offset, max)?;
         Ok(match mapping.mapped {
             Mapped::Absent => LayerExtent::new(Stored::Absent, mapping.len),
-            Mapped::Zero(None) => LayerExtent::new(Stored::Zero, mapping.len),
-            Mapped::Zero(Some(host)) => LayerExtent::new(Stored::Zero, mapping.len).at(host),
+            Mapped::Zero(Some(host)) if !self.is_encrypted() => {
+                LayerExtent::new(Stored::Zero, mapping.len).at(host)
+            }
+            Mapped::Zero(_) => LayerExtent::new(Stored::Zero, mapping.len),
             Mapped::Data(host) => self.data_extent(host, mapping.len)?,
             Mapped::Compressed { .. } => LayerExtent::new(Stored::Compressed, mapping.len),
         })
@@ -753,7 +771,7 @@ impl BlockDevice for Qcow2 {
     }
 
     fn host_storage(&self) -> Option<&Arc<dyn Storage>> {
-        Some(&self.data)
+        (!self.is_encrypted()).then_some(&self.data)
     }
 
     fn reserve(&self, offset: u64, len: u64) -> Result<()> {
@@ -765,7 +783,7 @@ impl BlockDevice for Qcow2 {
     }
 
     fn compressed_writer(&self) -> Option<&dyn CompressedWriter> {
-        (!self.external).then_some(self as _)
+        (!self.external && !self.is_encrypted()).then_some(self as _)
     }
 }
 

@@ -26,6 +26,7 @@ pub mod bitmap;
 mod bulk;
 pub mod cache;
 pub mod check;
+mod cipher;
 pub mod codec;
 pub mod create;
 pub mod device;

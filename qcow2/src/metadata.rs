@@ -22,6 +22,7 @@ pub(crate) enum Kind {
     SnapshotTable,
     SnapshotL1,
     BitmapDirectory,
+    CryptoHeader,
     BitmapTable,
     BitmapData,
 }
@@ -38,6 +39,7 @@ impl Kind {
             Self::SnapshotTable => "snapshot table",
             Self::SnapshotL1 => "inactive L1 table",
             Self::BitmapDirectory => "bitmap directory",
+            Self::CryptoHeader => "encryption header",
             Self::BitmapTable => "bitmap table",
             Self::BitmapData => "bitmap data",
         }

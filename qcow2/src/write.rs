@@ -16,6 +16,7 @@ use block::{BlockDevice, Error as BlockError, Result, Storage, ZeroMode};
 
 use crate::alloc::{Meta, Run};
 use crate::cache::Slice;
+use crate::cipher::Part;
 use crate::device::{Mapped, Qcow2};
 use crate::error::Error;
 use crate::l2::{COPIED, Entry};
@@ -34,6 +35,14 @@ enum Fill {
 }
 
 impl Fill {
+    fn part(&self) -> Part<'_> {
+        match self {
+            Self::Nothing => Part::Zeros(0),
+            Self::Zeros(len) => Part::Zeros(*len),
+            Self::Bytes(bytes) => Part::Bytes(bytes),
+        }
+    }
+
     fn len(&self) -> u64 {
         match self {
             Self::Nothing => 0,
@@ -119,7 +128,7 @@ impl Qcow2 {
     /// request was looked at.
     fn write_piece_if(&self, buf: &[u8], guest: u64, check: impl Fn() -> Result<()>) -> Result<()> {
         let (first, last) = self.clusters(guest, buf.len() as u64);
-        {
+        if !self.splits_sectors(guest, buf.len() as u64) {
             let _held = self.stripes.shared(first, last);
             check()?;
             if let Some(runs) = self.in_place_runs(guest, buf.len() as u64)? {
@@ -161,7 +170,7 @@ impl Qcow2 {
         for (host, len) in runs {
             let (piece, tail) = rest.split_at(to_usize(*len));
             self.check_place(at, *host, *len)?;
-            self.data.write_at(piece, *host)?;
+            self.write_data(piece, at, *host)?;
             at += len;
             rest = tail;
         }
@@ -239,7 +248,7 @@ impl Qcow2 {
         let tail = self.old_contents(end, tail_end, false)?;
         let start = host + self.geometry.in_cluster(guest) - head.len();
         self.check_place(guest, start, head.len() + buf.len() as u64 + tail.len())?;
-        self.write_filled(&head, buf, &tail, start)
+        self.write_filled(&head, buf, &tail, guest - head.len(), start)
     }
 
     /// Allocates clusters for the first bytes of `buf` and for as many following clusters as also need new ones,
@@ -394,15 +403,20 @@ impl Qcow2 {
             Entry::Plain { host: None, .. } => self.geometry.subcluster_size(),
             _ => self.geometry.cluster_size(),
         };
-        let head = self.old_contents(align_down(guest, unit(first)), guest, run.fresh)?;
+        let there = run.fresh && !self.is_encrypted();
+        let head = self.old_contents(align_down(guest, unit(first)), guest, there)?;
         // The tail is written even where the file has nothing yet: data clusters are complete in the file.
         let tail = self.old_contents(end, align_up(end, unit(last)).unwrap_or(end), false)?;
         let start = run.offset + self.geometry.in_cluster(guest) - head.len();
-        self.write_filled(&head, bytes, &tail, start)
+        self.write_filled(&head, bytes, &tail, guest - head.len(), start)
     }
 
-    /// Writes head, bytes and tail, which follow each other from `start` on.
-    fn write_filled(&self, head: &Fill, bytes: &[u8], tail: &Fill, start: u64) -> Result<()> {
+    /// Writes head, bytes and tail, which follow each other from `start` on; the guest sees them from `guest` on.
+    fn write_filled(&self, head: &Fill, bytes: &[u8], tail: &Fill, guest: u64, start: u64) -> Result<()> {
+        if let Some(cipher) = &self.cipher {
+            let parts = [head.part(), Part::Bytes(bytes), tail.part()];
+            return self.write_parts(cipher, &parts, guest, start);
+        }
         let mut parts = Vec::with_capacity(3);
         let mut at = start;
         match head {

@@ -177,7 +177,7 @@ impl Qcow2 {
         let (first, last) = self.clusters(at, len);
         {
             let _held = self.stripes.exclusive(first, last);
-            if self.in_place_runs(at, len)?.is_some() {
+            if !self.is_encrypted() && self.in_place_runs(at, len)?.is_some() {
                 return self.data.zero_range(at, len, mode);
             }
         }

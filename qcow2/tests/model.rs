@@ -60,6 +60,25 @@ struct Shape {
     backing_len: Option<u32>,
     size: u32,
     small_caches: bool,
+    /// Encrypted with LUKS or with the old AES.
+    cipher: Option<Method>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Method {
+    Luks,
+    OldAes,
+}
+
+impl Method {
+    /// Key 7, and a cipher that needs little setting up.
+    fn volume(self) -> Arc<crypt::Volume> {
+        let volume = match self {
+            Self::Luks => crypt::Volume::new(crypt::CipherSpec::DEFAULT, &[7; 64]),
+            Self::OldAes => crypt::Volume::qcow2_aes(b"seven"),
+        };
+        Arc::new(volume.unwrap())
+    }
 }
 
 fn shape() -> impl Strategy<Value = Shape> {
@@ -73,10 +92,23 @@ fn shape() -> impl Strategy<Value = Shape> {
         any::<bool>(),
         proptest::option::of(1..1_500_000u32),
         sizes,
-        any::<bool>(),
+        (
+            any::<bool>(),
+            prop_oneof![2 => Just(None), 1 => Just(Some(Method::Luks)), 1 => Just(Some(Method::OldAes))],
+        ),
     )
         .prop_map(
-            |(version, cluster_bits, order, extended, zstd, lazy, backing_len, sectors, small_caches)| {
+            |(
+                version,
+                cluster_bits,
+                order,
+                extended,
+                zstd,
+                lazy,
+                backing_len,
+                sectors,
+                (small_caches, cipher),
+            )| {
                 Shape {
                     version,
                     cluster_bits,
@@ -87,6 +119,7 @@ fn shape() -> impl Strategy<Value = Shape> {
                     backing_len,
                     size: sectors * 512,
                     small_caches,
+                    cipher,
                 }
             },
         )
@@ -112,6 +145,20 @@ struct Kept {
     undefined: Vec<bool>,
 }
 
+/// Turns an empty image into an encrypted one.
+fn encrypt(storage: &Arc<dyn Storage>, method: Option<Method>) {
+    let header = Header::read(&**storage).unwrap();
+    let image =
+        Qcow2::open(Arc::clone(storage), header, OpenOptions { writable: true, ..OpenOptions::default() })
+            .unwrap();
+    match method {
+        None => {}
+        Some(Method::Luks) => image.add_luks_header(b"not looked at here", 5000).unwrap(),
+        Some(Method::OldAes) => image.use_old_aes().unwrap(),
+    }
+    image.close().unwrap();
+}
+
 fn backing_byte(at: usize) -> u8 {
     u8::try_from(at / 512 % 251).unwrap() | 1
 }
@@ -129,6 +176,7 @@ impl Bench {
             ..CreateOptions::new(u64::from(shape.size))
         };
         create(&*storage, &options).unwrap();
+        encrypt(&storage, shape.cipher);
         let backing_bytes: Vec<u8> = (0..shape.backing_len.unwrap_or(0) as usize).map(backing_byte).collect();
         let mut model = backing_bytes.clone();
         model.resize(shape.size as usize, 0);
@@ -149,6 +197,7 @@ impl Bench {
         let options = OpenOptions {
             writable: true,
             backing: backing.cloned(),
+            encryption: shape.cipher.map(Method::volume),
             l2_cache_bytes: shape.small_caches.then_some(0),
             refcount_cache_bytes: shape.small_caches.then_some(0),
             ..OpenOptions::default()
@@ -208,7 +257,10 @@ impl Bench {
         let clusters = self.model.len().div_ceil(size);
         let first = cluster as usize % clusters;
         let count = (count as usize).min(clusters - first);
-        let writer = self.image.compressed_writer().unwrap();
+        let Some(writer) = self.image.compressed_writer() else {
+            assert!(self.shape.cipher.is_some());
+            return;
+        };
         let packed: Vec<Compressed> = (first..first + count)
             .map(|c| {
                 let mut data = vec![0; size];
@@ -332,6 +384,10 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("image.qcow2");
         std::fs::write(&path, bytes).unwrap();
+        if self.shape.cipher.is_some() {
+            // It would ask for a passphrase that there is none of.
+            return;
+        }
         match std::process::Command::new("qemu-img").args(["check", "-q"]).arg(&path).output() {
             Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
             Err(_) => eprintln!("skipped: qemu-img check (not installed)"),
@@ -370,7 +426,9 @@ proptest! {
 
 #[test]
 fn many_threads_write_their_own_places() {
-    for extended_l2 in [false, true] {
+    for (extended_l2, cipher) in
+        [(false, None), (true, None), (false, Some(Method::Luks)), (true, Some(Method::OldAes))]
+    {
         let shape = Shape {
             version: 3,
             cluster_bits: 14,
@@ -381,6 +439,7 @@ fn many_threads_write_their_own_places() {
             backing_len: Some(100_000),
             size: 8 << 20,
             small_caches: true,
+            cipher,
         };
         let mut bench = Bench::new(shape);
         let image = &bench.image;

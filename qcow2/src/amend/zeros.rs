@@ -187,7 +187,10 @@ impl Table<'_> {
     fn fill_in_place(&mut self, index: usize, host: u64, copied: bool) -> Result<()> {
         let len = self.image.geometry.cluster_size();
         self.image.check_place(self.guest(index), host, len)?;
-        self.image.storage.zero_range(host, len, ZeroMode::ALLOCATE)?;
+        match self.image.is_encrypted() {
+            true => self.image.write_guest_zeros(self.guest(index), host, len)?,
+            false => self.image.storage.zero_range(host, len, ZeroMode::ALLOCATE)?,
+        }
         self.entries[index] = Entry::Plain { host: Some(host), copied, allocated: 1, zero: 0 };
         Ok(())
     }
@@ -199,15 +202,17 @@ impl Table<'_> {
         while !rest.is_empty() {
             let (offset, clusters) = self.allocate(rest.len() as u64)?;
             self.taken.push((offset, clusters));
-            self.image.storage.zero_range(
-                offset,
-                self.image.geometry.offset_of(clusters),
-                ZeroMode::UNMAP,
-            )?;
+            let cluster = self.image.geometry.cluster_size();
+            if !self.image.is_encrypted() {
+                self.image.storage.zero_range(offset, clusters * cluster, ZeroMode::UNMAP)?;
+            }
             let (now, later) = rest.split_at(to_usize(clusters));
             for (index, i) in now.iter().zip(0..) {
-                let host = Some(offset + self.image.geometry.offset_of(i));
-                self.entries[*index] = Entry::Plain { host, copied, allocated: 1, zero: 0 };
+                let place = offset + i * cluster;
+                if self.image.is_encrypted() {
+                    self.image.write_guest_zeros(self.guest(*index), place, cluster)?;
+                }
+                self.entries[*index] = Entry::Plain { host: Some(place), copied, allocated: 1, zero: 0 };
             }
             rest = later;
         }
