@@ -5,7 +5,9 @@ pub(crate) mod keys;
 use std::sync::Arc;
 
 use block::{Error, Result, Storage};
+use crypt::luks::slots::Change;
 use qcow2::amend::Amendment;
+use qcow2::header::CRYPT_LUKS;
 
 use crate::format::Format;
 use crate::open::Layer;
@@ -112,21 +114,47 @@ pub fn amend(
     if options.given("backing_file").or(options.given("backing_fmt")).is_some() {
         return Err(Error::usage("Cannot amend the backing file\nYou can use 'qemu-img rebase' instead."));
     }
+    let keys = key_change(options, &header, secrets)?;
+    let unlocked = match (&keys, header.luks) {
+        (Some(_), Some((offset, _))) => {
+            let passphrase = secrets.required("encrypt.key-secret", layer.key_secret.as_deref())?;
+            Some((crypt::luks::unlock(&*layer.storage, offset, passphrase)?, offset))
+        }
+        _ => None,
+    };
     let storage = Arc::clone(&layer.storage);
     let open = qcow2::OpenOptions {
         writable: true,
         backing: layer.backing.as_ref().map(|backing| backing.device()),
         data_file: layer.data_file.clone().map(|file| file as Arc<dyn Storage>),
+        encryption: qcow2.encryption(),
         ..qcow2::OpenOptions::default()
     };
     layer.image.close()?;
     // The steps open the image for themselves; nobody else may hold it meanwhile.
     drop(layer);
     progress.starting();
+    if let (Some(change), Some((mut unlocked, offset))) = (keys, unlocked) {
+        crypt::luks::slots::change(&*storage, offset, &mut unlocked, &change, force)?;
+    }
     qcow2::amend::amend(&storage, open, &amendment, &mut |done, total| {
         progress.update(done, total);
         if progress.cancelled() { Err(cancelled()) } else { Ok(()) }
     })
+}
+
+/// Whether key slots are to change.
+fn wants_keys(options: &Options) -> bool {
+    let names = ["state", "keyslot", "old-secret", "new-secret", "iter-time"];
+    names.iter().any(|name| options.given(&format!("encrypt.{name}")).is_some())
+}
+
+/// What is to become of the key slots of a qcow2 image.
+fn key_change(options: &Options, header: &qcow2::Header, secrets: &Secrets) -> Result<Option<Change>> {
+    match header.luks {
+        Some(_) if wants_keys(options) => keys::change(options, "encrypt.", secrets).map(Some),
+        _ => Ok(None),
+    }
 }
 
 fn amendment(options: &Options, header: &qcow2::Header) -> Result<Amendment> {
@@ -136,9 +164,11 @@ fn amendment(options: &Options, header: &qcow2::Header) -> Result<Amendment> {
         Some("1.1" | "v3") => Some(3),
         Some(other) => return Err(Error::usage(format!("Unknown compatibility level {other}"))),
     };
-    let keys = ["state", "keyslot", "old-secret", "new-secret", "iter-time"];
-    if keys.iter().any(|key| options.given(&format!("encrypt.{key}")).is_some()) && header.crypt_method == 0 {
-        return Err(Error::usage("Can't amend encryption options - encryption not present"));
+    if wants_keys(options) && header.crypt_method != CRYPT_LUKS {
+        return Err(Error::usage(match header.crypt_method {
+            0 => "Can't amend encryption options - encryption not present",
+            _ => "Only LUKS encryption options can be amended",
+        }));
     }
     let refcount_order = options.number("refcount_bits").map(qcow2::create::refcount_order).transpose()?;
     Ok(Amendment {

@@ -433,10 +433,9 @@ fn make(
 /// The new target as something to open: with the passphrase that it was created with.
 fn target_spec(name: &str, create: &CreateRequest) -> Result<Spec> {
     let mut spec = Spec::from_filename(name)?;
-    if create.format == Format::Luks
-        && let Some(id) = option(create, "key-secret")
-    {
-        spec.set_option("key-secret", id);
+    let key = if create.format == Format::Luks { "key-secret" } else { "encrypt.key-secret" };
+    if let Some(id) = option(create, key) {
+        spec.set_option(key, id);
     }
     Ok(spec)
 }

@@ -78,11 +78,17 @@ pub fn measure(
             Ok(Measurement { required: size, fully_allocated: size, bitmaps: None })
         }
         Format::Luks => make::measured_luks(size, options, secrets),
-        Format::Qcow2 => measure_qcow2(subject, size, options),
+        Format::Qcow2 => measure_qcow2(subject, size, options, secrets),
     }
 }
 
-fn measure_qcow2(subject: Subject<'_>, size: u64, options: &Options) -> Result<Measurement> {
+fn measure_qcow2(
+    subject: Subject<'_>,
+    size: u64,
+    options: &Options,
+    secrets: &Secrets,
+) -> Result<Measurement> {
+    let encryption = make::Encryption::new(options, secrets)?;
     let target = make::measured_options(size, options)?;
     let geometry = target.geometry();
     let everything = target.backing_file.is_some()
@@ -97,7 +103,13 @@ fn measure_qcow2(subject: Subject<'_>, size: u64, options: &Options) -> Result<M
         Subject::Image(layer) if target.version >= 3 => bitmap_bytes(layer, size, geometry.cluster_size()),
         _ => None,
     };
-    Ok(Measurement { required: measured.required, fully_allocated: measured.fully_allocated, bitmaps })
+    let header = encryption.map_or(0, |encryption| encryption.header_len());
+    let header = header.next_multiple_of(geometry.cluster_size());
+    Ok(Measurement {
+        required: measured.required + header,
+        fully_allocated: measured.fully_allocated + header,
+        bitmaps,
+    })
 }
 
 /// Bytes of the clusters of the target that will hold data.

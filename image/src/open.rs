@@ -118,6 +118,8 @@ pub struct Layer {
     pub source_name: String,
     /// The backing file's name, resolved from the directory of this image, as qemu shows it.
     pub full_backing_filename: Option<String>,
+    /// The secret that the image was unlocked with.
+    pub key_secret: Option<String>,
     /// What the user should be told about the image itself; without prefix.
     pub warnings: Vec<String>,
 }

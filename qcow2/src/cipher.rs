@@ -52,6 +52,11 @@ impl Cipher {
         Some(Self { volume, by_guest: header.crypt_method == CRYPT_AES })
     }
 
+    /// The cipher with its key.
+    pub(crate) fn volume(&self) -> Arc<Volume> {
+        Arc::clone(&self.volume)
+    }
+
     /// The number of the sector at these offsets.
     fn sector(&self, guest: u64, host: u64) -> u64 {
         (if self.by_guest { guest } else { host }) / SECTOR as u64

@@ -252,6 +252,11 @@ impl Qcow2 {
         }
     }
 
+    /// The unlocked encryption, if guest data is encrypted.
+    pub fn encryption(&self) -> Option<Arc<crypt::Volume>> {
+        self.cipher.as_ref().map(Cipher::volume)
+    }
+
     /// A copy of the header as it is now.
     pub fn header(&self) -> Header {
         self.current_header()

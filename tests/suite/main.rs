@@ -15,6 +15,7 @@ mod crash;
 mod create;
 mod dd;
 mod devices;
+mod encrypt;
 mod faults;
 mod hostile;
 mod info;

@@ -10,8 +10,10 @@ use qcow2::create::CreateOptions;
 use qcow2::header::{COMPRESSION_ZLIB, COMPRESSION_ZSTD};
 use qcow2::{Header, Qcow2};
 
+mod encryption;
 mod luks;
 
+pub(crate) use encryption::Encryption;
 pub(crate) use luks::measured as measured_luks;
 
 use super::{could_not_create, does_not_accept};
@@ -37,6 +39,8 @@ pub(super) enum Plan {
         options: Box<CreateOptions>,
         /// Its data file.
         data_file: Option<PathBuf>,
+        /// How it is encrypted.
+        encryption: Option<Encryption>,
     },
 }
 
@@ -50,11 +54,11 @@ impl Plan {
             }
             Format::Luks => Ok(Self::Luks(luks::Plan::new(size, options, secrets)?)),
             Format::Qcow2 => {
-                refuse_encryption(options)?;
+                let encryption = Encryption::new(options, secrets)?;
                 let create = qcow2_options(size, options)?;
                 create.validate()?;
                 let data_file = options.given("data_file").map(PathBuf::from);
-                Ok(Self::Qcow2 { options: Box::new(create), data_file })
+                Ok(Self::Qcow2 { options: Box::new(create), data_file, encryption })
             }
         }
     }
@@ -63,6 +67,10 @@ impl Plan {
     pub(super) fn carry_out(&self, path: &Path, cache: CacheMode) -> Result<Vec<PathBuf>> {
         let mut made = Made::default();
         // What takes long, and may fail, comes before an old file is given up.
+        let keys = match self {
+            Self::Qcow2 { encryption: Some(encryption), .. } => Some(encryption.make()?),
+            _ => None,
+        };
         let volume = match self {
             Self::Luks(plan) => Some(plan.make_volume()?),
             _ => None,
@@ -71,12 +79,12 @@ impl Plan {
         match self {
             Self::Luks(plan) => plan.carry_out(&file, volume)?,
             Self::Raw { size, preallocation } => make_raw(&file, *size, *preallocation)?,
-            Self::Qcow2 { options, data_file } => {
+            Self::Qcow2 { options, data_file, .. } => {
                 let data_file = match data_file {
                     Some(path) => Some(make_data_file(&mut made, path, cache, &file, options)?),
                     None => None,
                 };
-                make_qcow2(&file, data_file, options)?;
+                make_qcow2(&file, data_file, options, keys.as_ref())?;
             }
         }
         Ok(made.keep())
@@ -171,21 +179,31 @@ fn same_file(path: &Path, file: &HostFile) -> bool {
     other.is_ok_and(|other| other.identity() == file.identity())
 }
 
-fn make_qcow2(file: &Arc<HostFile>, data_file: Option<Arc<HostFile>>, options: &CreateOptions) -> Result<()> {
+fn make_qcow2(
+    file: &Arc<HostFile>,
+    data_file: Option<Arc<HostFile>>,
+    options: &CreateOptions,
+    keys: Option<&encryption::Made>,
+) -> Result<()> {
     qcow2::create::create(&**file, options)?;
     let preallocation = match options.preallocation {
         // A raw copy of the disk is one only if every cluster has its place there.
         Preallocation::Off if options.data_file_raw => Preallocation::Metadata,
-        Preallocation::Off => return Ok(()),
+        Preallocation::Off if keys.is_none() => return Ok(()),
         mode => mode,
     };
     let storage = Arc::clone(file) as Arc<dyn Storage>;
-    let header = Header::read(&*storage)?;
-    let open = qcow2::OpenOptions {
+    let mut open = qcow2::OpenOptions {
         writable: true,
         data_file: data_file.map(|file| file as Arc<dyn Storage>),
         ..qcow2::OpenOptions::default()
     };
+    if let Some(keys) = keys {
+        let image = Qcow2::open(Arc::clone(&storage), Header::read(&*storage)?, open.clone())?;
+        open.encryption = Some(keys.apply(&image)?);
+        image.close()?;
+    }
+    let header = Header::read(&*storage)?;
     let image = Qcow2::open(storage, header, open)?;
     image.preallocate(0, image.size(), preallocation)?;
     image.close()
@@ -211,7 +229,6 @@ fn qcow2_options(size: u64, options: &Options) -> Result<CreateOptions> {
 
 /// What `measure` has to know of the options. As qemu, it does not ask whether all of them go together.
 pub(crate) fn measured_options(size: u64, options: &Options) -> Result<CreateOptions> {
-    refuse_encryption(options)?;
     let create = qcow2_options(size, options)?;
     if create.extended_l2 && create.cluster_bits < 14 {
         create.validate()?;
@@ -298,29 +315,4 @@ const fn name_of(mode: Preallocation) -> &'static str {
         Preallocation::Falloc => "falloc",
         Preallocation::Full => "full",
     }
-}
-
-/// Encryption comes later; what qemu would refuse is refused in its words.
-fn refuse_encryption(options: &Options) -> Result<()> {
-    let format = options.given("encrypt.format");
-    let old = options.is_on("encryption");
-    let other = ["encrypt.key-secret", "encrypt.cipher-alg", "encrypt.cipher-mode", "encrypt.ivgen-alg"]
-        .into_iter()
-        .chain(["encrypt.ivgen-hash-alg", "encrypt.hash-alg", "encrypt.iter-time"])
-        .any(|name| options.given(name).is_some());
-    match format {
-        Some(_) if old => {
-            Err(Error::usage("'encrypt.format' and its alias 'encryption' can't be used at the same time"))
-        }
-        Some("aes" | "luks") => Err(no_encryption()),
-        Some(other) => Err(does_not_accept("format", other)),
-        None if old => Err(no_encryption()),
-        None if other => Err(Error::usage("Parameter 'encrypt.format' is missing")),
-        None => Ok(()),
-    }
-}
-
-fn no_encryption() -> Error {
-    Error::unsupported("encrypted images are not in this version of vimg")
-        .hint("create the image without encryption, or with qemu-img")
 }

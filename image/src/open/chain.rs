@@ -6,7 +6,8 @@ use std::sync::Arc;
 use block::image::Image;
 use block::raw::{Raw, RawOptions};
 use block::{Error, ErrorKind, Result, ResultExt as _};
-use crypt::Luks;
+use crypt::{Luks, Volume};
+use qcow2::header::CRYPT_LUKS;
 use qcow2::snapshot::Selector;
 use qcow2::{Header, Qcow2};
 use serde_json::Value;
@@ -267,9 +268,7 @@ fn build(
             (Arc::new(Raw::open(Arc::clone(&opened.container.storage), raw_options(&opened.node)?)?), None)
         }
         Some(header) => {
-            if header.crypt_method != 0 && !options.metadata_only {
-                return Err(encrypted(header.crypt_method));
-            }
+            let encryption = encryption(&opened, header, options)?;
             let own = qcow2_options(&opened.node)?;
             let qcow2_options = qcow2::OpenOptions {
                 l2_cache_bytes: own.l2_cache_bytes.or(tables),
@@ -279,6 +278,7 @@ fn build(
                 compression: options.compression,
                 metadata_only: options.metadata_only,
                 snapshot: snapshot.cloned(),
+                encryption,
                 ..own
             };
             let image = Qcow2::open(Arc::clone(&opened.container.storage), header.clone(), qcow2_options);
@@ -305,6 +305,7 @@ fn build(
         backing,
         source_name,
         full_backing_filename,
+        key_secret: option(&opened.node, KEY_SECRET).and_then(text_of),
         warnings: opened.header.as_ref().map(warnings_of).unwrap_or_default(),
     }))
 }
@@ -320,13 +321,42 @@ pub(crate) fn open_luks(opened: &Opened, options: &OpenOptions) -> Result<Arc<Lu
     Luks::open(storage, passphrase).map(Arc::new)
 }
 
-/// The contents of encrypted images come later.
-fn encrypted(method: u32) -> Error {
-    let name = if method == qcow2::header::CRYPT_LUKS { "LUKS" } else { "AES" };
-    Error::unsupported(format!(
-        "the image is encrypted ({name}), and encryption is not in this version of vimg"
-    ))
-    .hint("'info' works without the key; for the contents use qemu-img until then")
+/// The option that names the passphrase of a qcow2 image.
+const KEY_SECRET: &str = "encrypt.key-secret";
+/// The option that says how the image is encrypted.
+const KEY_FORMAT: &str = "encrypt.format";
+
+/// Unlocks the encryption of a qcow2 image, if it has one that is wanted.
+fn encryption(opened: &Opened, header: &Header, options: &OpenOptions) -> Result<Option<Arc<Volume>>> {
+    let found = match header.crypt_method {
+        0 => None,
+        CRYPT_LUKS => Some("luks"),
+        _ => Some("aes"),
+    };
+    let named = option(&opened.node, KEY_FORMAT).and_then(text_of);
+    let Some(found) = found else {
+        return match named {
+            None => Ok(None),
+            Some(format) => Err(Error::usage(format!(
+                "No encryption in image header, but options specified format '{format}'"
+            ))),
+        };
+    };
+    if let Some(format) = named.filter(|format| format != found) {
+        return Err(Error::usage(format!(
+            "Header reported '{found}' encryption format but options specify '{format}'"
+        )));
+    }
+    if options.metadata_only {
+        return Ok(None);
+    }
+    let id = option(&opened.node, KEY_SECRET).and_then(text_of);
+    let passphrase = options.secrets.required(KEY_SECRET, id.as_deref())?;
+    let volume = match header.luks {
+        Some((offset, _)) => crypt::luks::unlock(&*opened.container.storage, offset, passphrase)?.volume,
+        None => Volume::qcow2_aes(passphrase)?,
+    };
+    Ok(Some(Arc::new(volume)))
 }
 
 /// What the user should know about an image, by its header.
@@ -366,12 +396,11 @@ const QCOW2_IGNORED: &[&str] = &[
     "overlap-check",
     "cache-clean-interval",
     "l2-cache-entry-size",
-    "encrypt.format",
-    "encrypt.key-secret",
 ];
 
 /// Options that a qcow2 image takes.
-const QCOW2_OPTIONS: &[&str] = &["lazy-refcounts", "cache-size", "l2-cache-size", "refcount-cache-size"];
+const QCOW2_OPTIONS: &[&str] =
+    &["lazy-refcounts", "cache-size", "l2-cache-size", "refcount-cache-size", KEY_FORMAT, KEY_SECRET];
 
 /// Complains about options that the format does not have.
 fn check_option_names(node: &Node, format: Format, backing: BackingMode) -> Result<()> {
