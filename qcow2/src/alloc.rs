@@ -106,6 +106,9 @@ impl Meta {
         map: &MetadataMap,
         count: u64,
     ) -> Result<Run> {
+        if count >= self.geometry.refcount_block_entries() / 2 {
+            return self.allocate_beyond(storage, map, count);
+        }
         let mut from = self.next_free(storage, map)?;
         loop {
             let mut made_block = false;
@@ -125,6 +128,44 @@ impl Meta {
                 return Ok(run);
             }
             from = self.free_from(storage, map, end + 1)?;
+        }
+    }
+
+    /// The same behind everything that is counted, for runs that few refcount blocks can count: a new block usually
+    /// lies in the range that it counts, and would lie in the way of a run that takes all of it. Here the new blocks
+    /// lie side by side in front of the run.
+    fn allocate_beyond(&mut self, storage: &dyn Storage, map: &MetadataMap, count: u64) -> Result<Run> {
+        let bits = self.geometry.refcount_block_bits();
+        let blocks = (1..).find(|blocks| (blocks + count) <= blocks << bits).unwrap_or(count);
+        let limit = MAX_HOST_OFFSET >> self.geometry.cluster_bits;
+        let mut index = self.refcounts.first_unused_block();
+        loop {
+            let first = index << bits;
+            let end = first + blocks + count;
+            if end > limit {
+                let text = "the image file has reached the format's largest size";
+                return Err(BlockError::new(ErrorKind::NoSpace, text));
+            }
+            if let Some((past, _)) = map.hit(first, end) {
+                index = (past >> bits) + 1;
+                continue;
+            }
+            if index + blocks > self.refcounts.table_len() {
+                if !self.may_grow_table {
+                    self.growth_needed = Some(index + blocks - 1);
+                    return Err(BlockError::new(ErrorKind::NoSpace, "the refcount table is full"));
+                }
+                self.grow_refcount_table(storage, map, index + blocks - 1)?;
+                index = self.refcounts.first_unused_block();
+                continue;
+            }
+            (0..blocks).for_each(|i| self.refcounts.add_block(index + i, self.geometry.offset_of(first + i)));
+            map.claim(first, blocks);
+            let hint = self.free_hint;
+            self.take(storage, first, first + blocks)?;
+            let run = self.take(storage, first + blocks, end)?;
+            self.free_hint = hint;
+            return Ok(run);
         }
     }
 

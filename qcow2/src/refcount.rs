@@ -121,6 +121,11 @@ impl Refcounts {
         }
     }
 
+    /// One past the last block that there is.
+    pub(crate) fn first_unused_block(&self) -> u64 {
+        self.table.iter().rposition(|entry| *entry != 0).map_or(0, |last| last as u64 + 1)
+    }
+
     /// Whether more blocks are changed than the cache should hold.
     pub(crate) fn wants_flush(&self) -> bool {
         self.dirty_blocks >= self.capacity
