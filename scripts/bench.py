@@ -111,6 +111,7 @@ DATA = {
     "disk.luks": lambda: run(
         QEMU, "convert", "-f", "raw", "-O", "luks", *SECRET, "-o", "key-secret=s,iter-time=10", "disk.raw", "disk.luks"
     ),
+    "copy.qcow2": lambda: run("cp", "disk.qcow2", "copy.qcow2"),
     "copy.raw": lambda: run("cp", "--sparse=never", "disk.raw", "copy.raw"),
 }
 
@@ -165,7 +166,8 @@ class Row:
     """One comparison. `words` is the command line behind the program's name; OUT stands for the target."""
 
     def __init__(self, name, what, words, needs=(), target=None, verify=None, repeat=1, peer=None, setup=None):
-        self.name, self.what, self.words, self.needs = name, what, words.split(), needs
+        # Two blanks in a row stand for an empty word.
+        self.name, self.what, self.words, self.needs = name, what, words.split(" "), needs
         self.target, self.verify, self.repeat, self.peer, self.setup = target, verify, repeat, peer, setup
 
     def command(self, tool):
@@ -243,6 +245,29 @@ def chain_same(row):
     qcow2_same(row)
 
 
+def with_disk(raw):
+    """Compares what the rebased overlay shows, or the base that was committed to, with the disk."""
+    def verify(row):
+        run(QEMU, "check", "-q", "-f", "qcow2", "out-vimg")
+        run(QEMU, "compare", "-q", "-F", "raw", "out-vimg", raw)
+    return verify
+
+
+def overlay(backing, source=None):
+    """An overlay with nothing of its own, or with all of `source`."""
+    def setup(out):
+        run(QEMU, "create", "-q", "-f", "qcow2", "-b", backing, "-F", "qcow2", out)
+        if source:
+            run(QEMU, "convert", "-n", "-O", "qcow2", source, out)
+    return setup
+
+
+def full_overlay(out):
+    """An overlay with all of the disk, on an empty base of its own."""
+    run(QEMU, "create", "-q", "-f", "qcow2", f"{out}.base", "1536M")
+    overlay(f"{out}.base", "disk.qcow2")(out)
+
+
 NOTES = []
 W = "convert -f raw -O qcow2 disk.raw OUT"
 ROWS = [
@@ -281,6 +306,13 @@ ROWS = [
     # Into a container that is there: what making a key takes is chosen by --iter-time, not by the tool.
     Row("raw-luks", "raw -> luks", f"convert -n {' '.join(SECRET)} -f raw --target-image-opts disk.raw {LUKS}OUT", ["disk.raw", "disk.luks"], "disk.raw",
         luks_same, setup=lambda out: run("cp", "disk.luks", out)),
+    Row("rebase-flatten", "rebase -b '', overlay on 1.5 GiB", "rebase -b  OUT", ["disk.raw", "disk.qcow2"], verify=with_disk("disk.raw"),
+        setup=overlay("disk.qcow2")),
+    Row("rebase-safe", "rebase to the middle of the chain", "rebase -F qcow2 -b middle.qcow2 OUT",
+        ["disk.raw", "disk.qcow2", "top.qcow2"], setup=overlay("top.qcow2")),
+    Row("rebase-other", "rebase to a copy of 1.5 GiB", "rebase -F qcow2 -b copy.qcow2 OUT", ["disk.raw", "disk.qcow2", "copy.qcow2"],
+        verify=with_disk("disk.raw"), setup=overlay("disk.qcow2")),
+    Row("commit", "commit of 1.5 GiB", "commit OUT", ["disk.raw", "disk.qcow2"], verify=with_disk("disk.raw"), setup=full_overlay),
     Row("info", "info of a small image", "info -f qcow2 --output=json small.qcow2", ["small.qcow2"], repeat=60),
     Row("create", "create of a small image", "create -f qcow2 OUT 10G", [], repeat=60),
     Row("resize", "resize of a small image", "resize -f qcow2 OUT +1M", ["small.qcow2"], repeat=60,
@@ -293,7 +325,7 @@ TARGETS = {
     "zlib": 0.3, "zstd": 0.7, "unzlib": 0.4, "unzstd": 0.7,
     "tib-convert": 0.2, "tib-check": 0.2, "tib-map": 0.2, "tib-compare": 0.2,
     "check": 0.7, "map": 0.7, "measure": 0.7, "measure-raw": 0.7, "compare": 0.7, "compare-raw": 0.7,
-    "check-full": 0.5, "check-tibfull": 0.5, "map-full": 0.7, "snapshot-create": 0.5, "snapshot-apply": 0.5, "snapshot-delete": 0.5, "luks-raw": 0.5, "raw-luks": 0.5, "info": 0.3, "create": 0.3, "resize": 0.3, "version": 0.3,
+    "check-full": 0.5, "check-tibfull": 0.5, "map-full": 0.7, "snapshot-create": 0.5, "snapshot-apply": 0.5, "snapshot-delete": 0.5, "rebase-flatten": 0.5, "rebase-safe": 0.5, "rebase-other": 0.5, "commit": 0.5, "luks-raw": 0.5, "raw-luks": 0.5, "info": 0.3, "create": 0.3, "resize": 0.3, "version": 0.3,
 }
 
 
