@@ -290,9 +290,9 @@ proptest! {
         let below = |file: usize| match file { 0 => None, 1 | 2 => Some(0), _ => Some(1) };
         let opened = |writable: usize| {
             let mut found: Vec<Arc<Qcow2>> = vec![];
-            for file in 0..4 {
-                let backing = below(file).map(|index| Arc::clone(&found[index]) as Arc<dyn BlockDevice>);
-                found.push(open(&files[file], backing, file == writable));
+            for (index, file) in files.iter().enumerate() {
+                let backing = below(index).map(|below| Arc::clone(&found[below]) as Arc<dyn BlockDevice>);
+                found.push(open(file, backing, index == writable));
             }
             found
         };
