@@ -4,6 +4,7 @@
 //! two fields switch over to them with one write inside one sector. What was there before is not touched until
 //! then, and free afterwards.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use block::Result;
@@ -80,9 +81,8 @@ impl Check<'_> {
     /// Finds a place for every block of `wanted`, and for those that count these places.
     fn place_blocks(&mut self, mut wanted: BTreeSet<u64>, blocks: &mut BTreeMap<u64, u64>) -> Result<()> {
         while let Some(index) = wanted.pop_first() {
-            if !blocks.contains_key(&index) {
-                let place = self.place(1, 0)?;
-                blocks.insert(index, place);
+            if let Entry::Vacant(block) = blocks.entry(index) {
+                let place = *block.insert(self.place(1, 0)?);
                 let bits = self.geometry.refcount_block_bits();
                 wanted.insert(place >> bits);
                 wanted.extend(self.ghosts.counted.drain(..).map(|cluster| cluster >> bits));
