@@ -148,7 +148,7 @@ impl Luks {
         if within != 0 {
             let (head, rest) = buf.split_at(buf.len().min(SECTOR - within));
             self.change_sector(volume, offset, |sector| {
-                sector[within..][..head.len()].copy_from_slice(head)
+                sector[within..][..head.len()].copy_from_slice(head);
             })?;
             offset += head.len() as u64;
             buf = rest;

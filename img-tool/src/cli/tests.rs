@@ -86,5 +86,5 @@ fn secrets_are_read_once_and_not_shown() {
     assert_eq!(&**objects.secrets().unwrap().get("s0").unwrap(), b"hush");
     objects.secrets().unwrap().get("s0").unwrap();
     assert!(!format!("{objects:?}").contains("hush"));
-    assert!(ObjectArgs { object: vec!["foo".into()], ..ObjectArgs::default() }.secrets().is_err());
+    ObjectArgs { object: vec!["foo".into()], ..ObjectArgs::default() }.secrets().unwrap_err();
 }
