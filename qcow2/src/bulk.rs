@@ -211,7 +211,8 @@ impl Qcow2 {
     }
 
     /// Gives host clusters to every cluster of a range that has none, so that it is mapped throughout. The new
-    /// clusters read as zeros (they are new in the file).
+    /// clusters read as zeros (they are new in the file), except for what lies before the range in its first cluster:
+    /// that stays what it was.
     ///
     /// # Errors
     /// Out of range, read-only, no space.
@@ -222,12 +223,30 @@ impl Qcow2 {
         self.check_write(offset, len)?;
         let end = align_up(offset + len, self.geometry.cluster_size()).unwrap_or(offset + len);
         let mut at = align_down(offset, self.geometry.cluster_size());
+        self.keep_head(at, offset - at)?;
         while at < end {
             let piece = self.zero_piece_len(at, end - at);
             self.preallocate_piece(at, piece, mode)?;
             at += piece;
         }
         if self.external { self.extend_data_file(offset + len) } else { self.extend_over_allocation() }
+    }
+
+    /// What a cluster shows of the backing file in its first `len` bytes, which space of its own would hide, becomes
+    /// its own. (With extended L2 entries space hides nothing.)
+    fn keep_head(&self, start: u64, len: u64) -> Result<()> {
+        if len == 0 || self.geometry.extended_l2 || !self.backed(start) {
+            return Ok(());
+        }
+        self.throttle()?;
+        let (first, last) = self.clusters(start, len);
+        let _held = self.stripes.exclusive(first, last);
+        if !matches!(self.entry_at(start)?, Entry::Plain { host: None, zero: 0, .. }) {
+            return Ok(());
+        }
+        let mut bytes = vec![0; to_usize(len)];
+        self.read_held(&mut bytes, start)?;
+        self.write_allocating(&bytes, start)
     }
 
     /// What is preallocated in an external data file must lie inside it.

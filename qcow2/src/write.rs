@@ -199,7 +199,7 @@ impl Qcow2 {
     }
 
     /// Writes a range whose clusters are held exclusively.
-    fn write_allocating(&self, buf: &[u8], guest: u64) -> Result<()> {
+    pub(crate) fn write_allocating(&self, buf: &[u8], guest: u64) -> Result<()> {
         let mut done = 0;
         while done < buf.len() {
             let at = guest + done as u64;
@@ -332,6 +332,13 @@ impl Qcow2 {
     }
 
     fn ensure_table(&self, meta: &mut Meta, index: u64) -> Result<()> {
+        if index >= self.l1.read().len() as u64 {
+            // The disk has become smaller since the request was looked at, and its L1 table shorter.
+            return Err(BlockError::new(
+                block::ErrorKind::OutOfRange,
+                "the request lies past the end of the disk",
+            ));
+        }
         let old = self.l2_table(index << (self.geometry.l2_bits() + self.geometry.cluster_bits))?;
         if old.is_some() && self.l1_copied(index) {
             return Ok(());

@@ -2,15 +2,19 @@
 //! Bugs that were there once, each with its harm.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use block::image::Repair;
 use block::mem::MemStorage;
+use block::raw::{Raw, RawOptions};
 use block::testing::{Fault, FaultStorage, Operation};
 use block::{BlockDevice, ErrorKind, Preallocation, Storage, ZeroMode};
 use nix::errno::Errno;
 use qcow2::check::check;
 use qcow2::create::{CreateOptions, create};
 use qcow2::features::incompatible;
+use qcow2::snapshot::Selector;
 use qcow2::{Header, OpenOptions, Qcow2};
 
 /// An image of small clusters, so that its tables are soon too short, over storage that can fail.
@@ -441,4 +445,94 @@ fn data_of_an_external_file_is_durable_before_it_counts() {
         let at = usize::try_from(*offset).unwrap();
         assert!(reopen(after)[at..at + 3 * 4096].iter().all(|b| b == byte), "lost by a flush: {offset:#x}");
     }
+}
+
+/// Making space for what is added to a disk began with the cluster in which the old disk ended. Where that had shown
+/// the backing file it became a cluster of zeros: lost bytes.
+#[test]
+fn growing_with_space_in_advance_keeps_what_the_backing_file_shows() {
+    for mode in [Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full] {
+        for (extended_l2, cluster_bits, version) in [(false, 12, 3), (false, 12, 2), (true, 14, 3)] {
+            for (size, new) in [(10_240u64, 40_960u64), (10_240, 11_264), (33_280, 65_536)] {
+                let len = |bytes: u64| usize::try_from(bytes).unwrap();
+                let storage: Arc<dyn Storage> = Arc::new(MemStorage::new());
+                let options = CreateOptions {
+                    cluster_bits,
+                    extended_l2,
+                    version,
+                    backing_file: Some(b"base".to_vec()),
+                    backing_format: Some(b"raw".to_vec()),
+                    ..CreateOptions::new(size)
+                };
+                create(&*storage, &options).unwrap();
+                let base: Arc<dyn Storage> = Arc::new(MemStorage::from_bytes(vec![7; len(size)]));
+                let base: Arc<dyn BlockDevice> = Arc::new(Raw::open(base, RawOptions::default()).unwrap());
+                let open = OpenOptions { writable: true, backing: Some(base), ..OpenOptions::default() };
+                let image =
+                    Qcow2::open(Arc::clone(&storage), Header::read(&*storage).unwrap(), open).unwrap();
+                image.resize(new, mode).unwrap();
+                image.close().unwrap();
+                let mut bytes = vec![1; len(new)];
+                image.read_at(&mut bytes, 0).unwrap();
+                let mut expected = vec![7; len(size)];
+                expected.resize(len(new), 0);
+                let bad = bytes.iter().zip(&expected).position(|(a, b)| a != b);
+                assert_eq!(bad, None, "{mode:?} {extended_l2} v{version} {size} {new}");
+                let report = check(&storage, &Header::read(&*storage).unwrap(), None, Repair::None).unwrap();
+                assert!(report.is_clean());
+            }
+        }
+    }
+}
+
+/// Requests that were on their way when a snapshot of a smaller disk was applied noted changes of L1 entries that there
+/// were no more. The next flush panicked and lost all that it had taken.
+#[test]
+fn requests_may_be_overtaken_by_a_snapshot_of_a_smaller_disk() {
+    let storage: Arc<dyn Storage> = Arc::new(MemStorage::new());
+    let options = CreateOptions {
+        cluster_bits: 9,
+        backing_file: Some(b"base".to_vec()),
+        backing_format: Some(b"raw".to_vec()),
+        ..CreateOptions::new(40_960)
+    };
+    create(&*storage, &options).unwrap();
+    let base: Arc<dyn Storage> = Arc::new(MemStorage::from_bytes(vec![7; 4 << 20]));
+    let base: Arc<dyn BlockDevice> = Arc::new(Raw::open(base, RawOptions::default()).unwrap());
+    let open = OpenOptions { writable: true, backing: Some(base), ..OpenOptions::default() };
+    let image = Qcow2::open(Arc::clone(&storage), Header::read(&*storage).unwrap(), open).unwrap();
+    image.create_snapshot(b"small", SystemTime::UNIX_EPOCH).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let (image, done) = (&image, &done);
+            scope.spawn(move || {
+                let mut round = 0u64;
+                while round < 4000 && !done.load(Ordering::Relaxed) {
+                    round += 1;
+                    let at = (round * 7919 + thread * 104_729) % ((1 << 20) - 40_000);
+                    let result = match round % 5 {
+                        0 => image.write_zeroes_at(at, 40_000, ZeroMode::UNMAP),
+                        1 => image.reserve(at, 40_000),
+                        2 => image.discard_at(at, 40_000),
+                        3 => image.write_own_zeroes(at, 40_000),
+                        _ => image.preallocate(at, 40_000, Preallocation::Metadata),
+                    };
+                    if let Err(error) = result {
+                        assert_eq!(error.kind(), ErrorKind::OutOfRange, "{error}");
+                    }
+                }
+            });
+        }
+        for _ in 0..40u64 {
+            image.resize(1 << 20, Preallocation::Off).unwrap();
+            std::thread::yield_now();
+            image.apply_snapshot(&Selector::IdOrName(b"1".to_vec())).unwrap();
+            image.flush().unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    image.close().unwrap();
+    let report = check(&storage, &Header::read(&*storage).unwrap(), None, Repair::None).unwrap();
+    assert_eq!((report.corruptions, report.check_errors, report.leaks), (0, 0, 0), "{report:?}");
 }
