@@ -12,8 +12,7 @@
 //!
 //! Ciphers and hashes are RustCrypto's, which find the processor's instructions at run time. The modes are ours,
 //! because a disk is not one message: many sectors are worked on at once, each with its own IV, so that the
-//! cipher always has enough blocks to be busy with (measured on one core with AES-256: 8 GB/s in XTS, where a
-//! sector at a time gives 4).
+//! cipher always has enough blocks to be busy with.
 //!
 //! Keys and passphrases are overwritten when they are dropped, and no `Debug` or error text shows them.
 

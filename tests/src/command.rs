@@ -6,10 +6,20 @@ use std::io::{Read, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+
+/// Held while this process has images open, and by whoever starts another one.
+static OPEN_HERE: RwLock<()> = RwLock::new(());
+
+/// To be held while the test itself has an image open that other programs are to open afterwards: a process that is
+/// started meanwhile by another test has the image's locks until it becomes the other program, and so longer than
+/// the image is open. Nothing can be started while it is held.
+pub fn open_here() -> RwLockReadGuard<'static, ()> {
+    OPEN_HERE.read().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A command that is about to be run.
 #[derive(Debug, Clone)]
@@ -116,6 +126,7 @@ impl Cmd {
             command.current_dir(dir);
         }
         command.env_remove("VIMG_LOG").envs(self.envs.iter().map(|(n, v)| (n, v)));
+        let _nobody_has_images_open = OPEN_HERE.write().unwrap_or_else(PoisonError::into_inner);
         command.spawn().unwrap_or_else(|error| panic!("cannot run {}: {error}", program.display()))
     }
 

@@ -278,7 +278,7 @@ fn bits_of(disk: &Qcow2) -> Vec<(Vec<u8>, Vec<block::DirtyExtent>)> {
 /// One step: what, to which bitmap, with which numbers.
 fn bitmap_step(disk: &Qcow2, [what, which, a, b]: [u8; 4]) -> Result<()> {
     let name = |pick: u8| [b"one".as_slice(), b"two", b"three", b"a longer name"][usize::from(pick % 4)];
-    let size = disk.size().min(MAX_READ).max(1);
+    let size = disk.size().clamp(1, MAX_READ);
     let (offset, len) = (u64::from(a) * 2039 % size, u64::from(b) * 257);
     let len = len.min(size - offset);
     match what % 11 {

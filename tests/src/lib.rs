@@ -27,7 +27,7 @@ pub mod ops;
 pub mod shape;
 pub mod skip;
 
-pub use command::{Cmd, Ran};
+pub use command::{Cmd, Ran, open_here};
 pub use dir::Dir;
 pub use ops::{Op, Ops};
 pub use shape::Shape;

@@ -232,6 +232,7 @@ fn open_ours(dir: &Dir, image: &str) -> std::sync::Arc<image::Layer> {
 }
 
 fn write_with_us(dir: &Dir, image: &str, ops: &Ops) {
+    let _open = tests::open_here();
     let device = open_ours(dir, image).device();
     ops.device(&*device).unwrap();
     device.close().unwrap();

@@ -9,7 +9,7 @@ use proptest::test_runner::{Config, TestRunner};
 use tests::ops::{Model, any_op};
 use tests::shape::{SHAPES, Shape};
 use tests::skip::qemu;
-use tests::{Dir, Ops, requires};
+use tests::{Dir, Ops, open_here, requires};
 
 /// How often each shape is tried; `PROPTEST_CASES` for more.
 pub(crate) fn cases(default: u32) -> u32 {
@@ -25,6 +25,7 @@ pub(crate) fn open(dir: &Dir, name: &str) -> Arc<Layer> {
 
 /// Carries out `ops` through the library, closes, and compares with the model.
 fn through_the_library(dir: &Dir, name: &str, ops: &Ops, model: &mut Model) -> Result<(), TestCaseError> {
+    let _open = open_here();
     let layer = open(dir, name);
     let disk = layer.device();
     for op in &ops.0 {
@@ -127,6 +128,7 @@ fn many_threads_at_once() {
         let dir = Dir::new();
         shape.build_with_qemu(&dir, "a.qcow2", false);
         let before = dir.qemu_reads("a.qcow2");
+        let opened = open_here();
         let layer = open(&dir, "a.qcow2");
         let disk = layer.device();
         let size = before.len() / 512 * 512;
@@ -146,7 +148,7 @@ fn many_threads_at_once() {
             .collect();
         writers.into_iter().for_each(|writer| writer.join().unwrap());
         disk.close().unwrap();
-        drop((disk, layer));
+        drop((disk, layer, opened));
         dir.qemu_checks("a.qcow2");
         let mut model = before.clone();
         for (sector, bytes) in model[..size].chunks_exact_mut(512).enumerate() {

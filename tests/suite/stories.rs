@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tests::ops::{Model, any_op};
 use tests::skip::qemu;
-use tests::{Dir, Op, Ops, requires};
+use tests::{Dir, Op, Ops, open_here, requires};
 
 const NAME: &str = "a.qcow2";
 /// Bases of different sizes and formats. The image starts on the first.
@@ -132,6 +132,7 @@ impl<'a> Story<'a> {
         self.told.push(format!("{} {ops:?}", if ours { "vimg" } else { "qemu-io" }));
         let ops = if ours { ops } else { ops.uncompressed() };
         if ours {
+            let _open = open_here();
             let layer = super::random_ops::open(self.dir, NAME);
             let disk = layer.device();
             let done = ops.device(&*disk).and_then(|()| disk.close());

@@ -226,7 +226,8 @@ impl<'a> Change<'a> {
             let count = read_counter(&block, at, order);
             write_counter(&mut block, at, order, count.saturating_sub(1));
         }
-        for cluster in within(&[plan.base..plan.base + plan.clusters], &range) {
+        let new = plan.base..plan.base + plan.clusters;
+        for cluster in within(std::slice::from_ref(&new), &range) {
             write_counter(&mut block, cluster - range.start, order, 1);
         }
         Ok(block)
