@@ -3,7 +3,7 @@
 //! * A zero cluster whose preallocated place cannot be one loses the place: it reads as before.
 //! * Guest data that lies on the image's own structures moves: the clusters are copied as they are and the entries
 //!   name the copies. A write to the guest then does not destroy the image, and a change of the image does not show
-//!   in the guest.
+//!   in the guest. Not with LUKS, where a sector means something at one place in the file only.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +13,7 @@ use block::num::{is_aligned, to_usize};
 use super::Check;
 use super::copied::word_at;
 use super::counts::{DATA, EXCLUSIVE};
+use crate::header::CRYPT_LUKS;
 use crate::l2;
 
 /// Where clusters with guest data on metadata go, by cluster.
@@ -43,6 +44,10 @@ impl Check<'_> {
     pub(super) fn plan_moves(&mut self) -> Result<Moves> {
         let mut moves = Moves::new();
         if !self.data_on_metadata || self.external {
+            return Ok(moves);
+        }
+        if self.header.crypt_method == CRYPT_LUKS {
+            self.say(|| "Encrypted data stays where it is: elsewhere it could not be decrypted".to_owned());
             return Ok(moves);
         }
         let mut found: BTreeMap<u64, u64> = BTreeMap::new();

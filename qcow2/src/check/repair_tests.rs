@@ -178,6 +178,22 @@ fn data_on_metadata_moves_and_reads_as_before_in_qemu() {
     }
 }
 
+/// LUKS numbers sectors by their place in the file: what moves is noise.
+#[test]
+fn encrypted_data_on_metadata_stays_where_it_can_be_decrypted() {
+    let memory = Arc::new(MemStorage::from_bytes(sample(8)));
+    let storage: Arc<dyn Storage> = memory.clone();
+    let options = OpenOptions { writable: true, ..OpenOptions::default() };
+    let image = Qcow2::open(storage.clone(), Header::read(&*storage).unwrap(), options).unwrap();
+    image.add_luks_header(b"not looked at here", 5000).unwrap();
+    image.close().unwrap();
+    drop(image);
+    memory.write_at(&entry(L1), L2 + 64).unwrap();
+    let (image, report) = repaired(&memory.to_bytes(), Repair::All).unwrap();
+    assert_eq!(word(&image, L2 + 64), L1, "{report:?}");
+    assert!(report.corruptions > 0, "{report:?}");
+}
+
 #[test]
 fn zero_clusters_lose_an_impossible_place() {
     let image = all_right(&damaged_sample(&[(L2, &entry(COPIED | 0x5200 | 1))]));
