@@ -161,6 +161,8 @@ impl Qcow2 {
             }
             drop(meta);
             let _flushing = self.flush_lock.lock();
+            // The table's new place must get into this state's header.
+            self.settle_header()?;
             let mut meta = self.meta.lock();
             meta.growth_needed = None;
             if index >= meta.refcounts.table_len() {

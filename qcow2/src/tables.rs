@@ -66,6 +66,7 @@ impl Qcow2 {
     pub(crate) fn place_table(&self, bytes: &[u8]) -> Result<Run> {
         let clusters = self.geometry.clusters_for(bytes.len() as u64).max(1);
         let map = self.map()?;
+        self.settle_header()?;
         let run = {
             let mut meta = self.meta.lock();
             self.mark_dirty(&mut meta)?;

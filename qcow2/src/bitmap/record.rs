@@ -338,6 +338,7 @@ impl Qcow2 {
     /// Writes the bits of up to `wanted` table entries from `index` on into clusters that follow each other.
     fn place_data(&self, bits: &DirtyBitmap, index: u64, wanted: u64, runs: &mut Vec<Run>) -> Result<Run> {
         let map = self.map()?;
+        self.settle_header()?;
         let run = {
             let mut meta = self.meta.lock();
             self.mark_dirty(&mut meta)?;
