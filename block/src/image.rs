@@ -138,7 +138,8 @@ pub trait Image: BlockDevice {
     /// Checks the structures of this layer (not its backing chain).
     ///
     /// # Errors
-    /// `Unsupported` if the format has nothing to check; otherwise only what prevents the check as a whole.
+    /// `Unsupported` if the format has nothing to check; `Usage` for a repair of an image that is open for writing;
+    /// otherwise only what prevents the check as a whole.
     fn check(&self, repair: Repair) -> Result<CheckReport> {
         let _ = repair;
         Err(Error::unsupported("This image format does not support checks"))

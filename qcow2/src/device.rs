@@ -828,6 +828,11 @@ impl Image for Qcow2 {
 
     fn check(&self, repair: Repair) -> Result<CheckReport> {
         if self.writable {
+            if repair != Repair::None {
+                // A repair puts tables elsewhere, and what is in memory here would go on in the old ones.
+                let error = BlockError::usage("an image that is open for writing cannot be repaired");
+                return Err(error.hint("Close it, and repair the file with qcow2::check::check."));
+            }
             self.close_cleanly()?;
         }
         let data_file = self.external.then_some(&self.data);

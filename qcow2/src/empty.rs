@@ -21,6 +21,7 @@ impl Qcow2 {
         if !self.writable {
             return Err(BlockError::read_only());
         }
+        self.check_readable()?;
         if self.external_raw {
             return Err(BlockError::unsupported("an image whose data file is raw cannot be emptied"));
         }

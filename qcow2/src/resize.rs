@@ -22,6 +22,8 @@ impl Qcow2 {
         if !self.writable {
             return Err(BlockError::read_only());
         }
+        // Without the data file or the key what becomes a part of the disk could not be made zero.
+        self.check_readable()?;
         if !size.is_multiple_of(512) {
             return Err(BlockError::usage("The new size must be a multiple of 512"));
         }
@@ -33,10 +35,9 @@ impl Qcow2 {
             return Err(BlockError::usage("Preallocation can't be used for shrinking an image"));
         }
         self.check_l1_limit(size)?;
-        if self.bitmaps.read().is_empty() {
-            return self.resize_disk(size, preallocation);
+        if !self.bitmaps.read().is_empty() {
+            self.prepare_bitmaps_for(size)?;
         }
-        self.prepare_bitmaps_for(size)?;
         let resized = self.resize_disk(size, preallocation);
         let fitted = self.fit_bitmaps();
         resized.and(fitted)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
-use block::image::Repair;
+use block::image::{Image as _, Repair};
 use block::mem::MemStorage;
 use block::raw::{Raw, RawOptions};
 use block::testing::{Fault, FaultStorage, Operation};
@@ -535,4 +535,94 @@ fn requests_may_be_overtaken_by_a_snapshot_of_a_smaller_disk() {
     image.close().unwrap();
     let report = check(&storage, &Header::read(&*storage).unwrap(), None, Repair::None).unwrap();
     assert_eq!((report.corruptions, report.check_errors, report.leaks), (0, 0, 0), "{report:?}");
+}
+
+fn volume() -> Arc<crypt::Volume> {
+    Arc::new(crypt::Volume::new(crypt::CipherSpec::DEFAULT, &[7; 64]).unwrap())
+}
+
+/// Resizing an encrypted image that had been opened for its description only wrote zeros as they are, which decrypt to
+/// noise.
+#[test]
+fn what_cannot_be_read_is_not_resized() {
+    let storage: Arc<dyn Storage> = Arc::new(MemStorage::new());
+    create(&*storage, &CreateOptions { cluster_bits: 12, ..CreateOptions::new(10_240) }).unwrap();
+    let open = |key: bool, metadata_only: bool| {
+        let options = OpenOptions {
+            writable: true,
+            metadata_only,
+            encryption: key.then(volume),
+            ..OpenOptions::default()
+        };
+        Qcow2::open(Arc::clone(&storage), Header::read(&*storage).unwrap(), options).unwrap()
+    };
+    let image = open(false, false);
+    image.add_luks_header(b"x", 5000).unwrap();
+    image.close().unwrap();
+    drop(image);
+    let image = open(true, false);
+    image.write_at(&[9; 10_240], 0).unwrap();
+    image.close().unwrap();
+    drop(image);
+    let image = open(false, true);
+    assert!(image.resize(5120, Preallocation::Off).is_err());
+    assert!(image.resize(40_960, Preallocation::Off).is_err());
+    assert!(image.make_empty().is_err());
+    image.close().unwrap();
+    drop(image);
+    let image = open(true, false);
+    assert_eq!(contents(&image), vec![9; 10_240]);
+}
+
+/// A repair through an image that was open for writing moved the refcount structures away under it: the next write
+/// went on in the old ones.
+#[test]
+fn an_image_that_is_open_for_writing_is_not_repaired() {
+    let storage: Arc<dyn Storage> = Arc::new(MemStorage::new());
+    create(&*storage, &small_clusters(1 << 20)).unwrap();
+    let image = open(&storage);
+    image.write_at(&[9; 100_000], 0).unwrap();
+    image.close().unwrap();
+    let table = image.header().refcount_table_offset;
+    drop(image);
+    let mut entry = [0; 8];
+    storage.read_at(&mut entry, table).unwrap();
+    entry[7] |= 1;
+    storage.write_at(&entry, table).unwrap();
+    let image = open(&storage);
+    assert_eq!(image.check(Repair::All).unwrap_err().kind(), ErrorKind::Usage);
+    assert_eq!(image.check(Repair::None).unwrap().corruptions, 1);
+}
+
+/// A bitmap that was added while the disk became larger was too short for it when it was stored. Nothing can open such
+/// an image.
+#[test]
+fn a_bitmap_may_be_added_while_the_disk_grows() {
+    let storage: Arc<dyn Storage> = Arc::new(MemStorage::new());
+    create(&*storage, &small_clusters(1 << 20)).unwrap();
+    let image = open(&storage);
+    for round in 0..300u32 {
+        let start = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                image.resize(if round % 2 == 0 { 64 << 20 } else { 1 << 20 }, Preallocation::Off).unwrap()
+            });
+            scope.spawn(|| {
+                start.wait();
+                for _ in 0..round * 20 {
+                    std::hint::spin_loop();
+                }
+                image.add_bitmap(b"b", Some(512), true).unwrap()
+            });
+        });
+        image.close().unwrap();
+        let header = Header::read(&*storage).unwrap();
+        let r = Qcow2::open(Arc::clone(&storage), header, OpenOptions::default());
+        assert!(r.is_ok(), "round {round}: {:?}", r.err());
+        let bits = image.dirty_bitmap(b"b").unwrap();
+        assert_eq!(bits.len(), image.size(), "round {round}");
+        image.remove_bitmap(b"b").unwrap();
+        image.close().unwrap();
+    }
 }

@@ -66,8 +66,8 @@ impl Qcow2 {
             Some(granularity) => granularity_bits(granularity)?,
             None => self.default_granularity_bits(),
         };
-        let size = self.size_now();
         self.change_bitmaps(|state| {
+            let size = self.size_now();
             if state.bitmaps.iter().any(|bitmap| bitmap.entry.name == name) {
                 let name = String::from_utf8_lossy(name);
                 return Err(BlockError::usage(format!("Bitmap already exists: {name}")));
@@ -261,12 +261,18 @@ impl Qcow2 {
         Err(BlockError::unsupported(format!("bitmap '{name}' cannot be stored for a disk of {size} bytes")))
     }
 
-    /// After the size of the disk has changed, or has not: bitmaps get the size that the disk has.
+    /// After the size of the disk has changed, or has not: bitmaps get the size that the disk has. One that has been
+    /// added meanwhile, and was too short for a while, may have missed writes to what it gets now.
     pub(crate) fn fit_bitmaps(&self) -> Result<()> {
-        let size = self.size_now();
         self.change_bitmaps(|state| {
+            let size = self.size_now();
+            let short: Vec<_> =
+                state.bitmaps.iter().map(|b| b.bits.as_ref().map_or(size, |b| b.len())).collect();
             resize_all(state, size);
-            state.edited = true;
+            for (bits, old) in state.bitmaps.iter().map(|bitmap| &bitmap.bits).zip(short) {
+                bits.iter().for_each(|bits| bits.set(old, size.saturating_sub(old)));
+            }
+            state.edited |= !state.bitmaps.is_empty();
             Ok(())
         })?;
         self.store_bitmaps()
