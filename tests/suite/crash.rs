@@ -19,14 +19,37 @@ use qcow2::{Header, Qcow2};
 use tests::ops::{Model, any_op};
 use tests::{Op, Ops};
 
-/// The kinds of images that are put to the test: name, options.
-fn kinds() -> Vec<(&'static str, CreateOptions)> {
+/// What an image is made of.
+#[derive(Debug, Clone)]
+struct Kind {
+    options: CreateOptions,
+    /// Encrypted by LUKS, or by the old AES.
+    luks: Option<bool>,
+}
+
+impl From<CreateOptions> for Kind {
+    fn from(options: CreateOptions) -> Self {
+        Self { options, luks: None }
+    }
+}
+
+impl std::ops::Deref for Kind {
+    type Target = CreateOptions;
+
+    fn deref(&self) -> &CreateOptions {
+        &self.options
+    }
+}
+
+/// The kinds of images that are put to the test, with their names.
+fn kinds() -> Vec<(&'static str, Kind)> {
     let with = |change: &dyn Fn(&mut CreateOptions)| {
         let mut options = CreateOptions::new(128 << 10);
         options.cluster_bits = 9;
         change(&mut options);
-        options
+        Kind::from(options)
     };
+    let encrypted = |luks: bool| Kind { luks: Some(luks), ..with(&|o| o.cluster_bits = 11) };
     vec![
         ("512", with(&|_| {})),
         ("4k", with(&|o| o.cluster_bits = 12)),
@@ -36,27 +59,48 @@ fn kinds() -> Vec<(&'static str, CreateOptions)> {
         ("extended", with(&|o| (o.cluster_bits, o.extended_l2, o.size) = (14, true, 512 << 10))),
         ("lazy", with(&|o| o.lazy_refcounts = true)),
         ("zstd", with(&|o| (o.cluster_bits, o.compression_type) = (12, qcow2::header::COMPRESSION_ZSTD))),
+        ("luks", encrypted(true)),
+        ("aes", encrypted(false)),
     ]
 }
 
-fn created(options: &CreateOptions) -> Vec<u8> {
-    let storage = block::mem::MemStorage::new();
-    qcow2::create::create(&storage, options).unwrap();
+fn created(kind: &Kind) -> Vec<u8> {
+    let storage = Arc::new(block::mem::MemStorage::new());
+    qcow2::create::create(&*storage, kind).unwrap();
+    if let Some(luks) = kind.luks {
+        let image = open(Arc::clone(&storage) as Arc<dyn Storage>, true).unwrap();
+        match luks {
+            true => image.add_luks_header(b"nobody looks into it here", 5000).unwrap(),
+            false => image.use_old_aes().unwrap(),
+        }
+        image.close().unwrap();
+    }
     storage.to_bytes()
+}
+
+/// The key of an image that is encrypted: what its header says of it does not matter here.
+fn volume(header: &Header) -> Option<Arc<crypt::Volume>> {
+    let volume = match header.crypt_method {
+        0 => return None,
+        qcow2::header::CRYPT_AES => crypt::Volume::qcow2_aes(b"seven"),
+        _ => crypt::Volume::new(crypt::CipherSpec::DEFAULT, &[7; 64]),
+    };
+    Some(Arc::new(volume.unwrap()))
 }
 
 fn open(storage: Arc<dyn Storage>, writable: bool) -> block::Result<Arc<Qcow2>> {
     let header = Header::read(&*storage)?;
-    Qcow2::open(storage, header, qcow2::OpenOptions { writable, ..qcow2::OpenOptions::default() })
+    let encryption = volume(&header);
+    Qcow2::open(storage, header, qcow2::OpenOptions { writable, encryption, ..qcow2::OpenOptions::default() })
 }
 
 /// A workload that is always the same for a seed.
-fn workload(options: &CreateOptions, seed: u64, len: usize) -> Ops {
+fn workload(options: &Kind, seed: u64, len: usize) -> Ops {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    let op = any_op(options.size, 1 << options.cluster_bits, true);
+    let op = any_op(options.size, 1 << options.cluster_bits, options.luks.is_none());
     Ops(proptest::collection::vec(op, len).new_tree(&mut runner).unwrap().current())
 }
 
@@ -81,7 +125,7 @@ impl History {
 
 /// Runs a workload on a recording container. Each flush that returns leaves a mark with the number of the
 /// state that it made durable.
-fn record(options: &CreateOptions, ops: &Ops) -> (CrashStorage, History) {
+fn record(options: &Kind, ops: &Ops) -> (CrashStorage, History) {
     record_on(created(options), ops)
 }
 
@@ -182,7 +226,7 @@ fn every_subset_of_a_first_write() {
                 Op::Write { offset: 2 * c, len: c, byte: 4 },
             ],
         ] {
-            let ops = Ops(ops);
+            let ops = if options.luks.is_some() { Ops(ops).uncompressed() } else { Ops(ops) };
             let (storage, history) = record(&options, &ops);
             for image in storage.images(250, 1) {
                 if let Err(wrong) = survives(&image, &history) {
@@ -199,7 +243,7 @@ fn a_moving_refcount_table_survives_a_power_cut() {
     let mut options = CreateOptions::new(3 << 20);
     (options.cluster_bits, options.refcount_order) = (9, 6);
     // With 64-bit counters and clusters of 512 bytes, one cluster of table counts 2 MiB of file.
-    let nearly = Arc::new(block::mem::MemStorage::from_bytes(created(&options)));
+    let nearly = Arc::new(block::mem::MemStorage::from_bytes(created(&options.clone().into())));
     let disk = open(Arc::clone(&nearly) as Arc<dyn Storage>, true).unwrap();
     disk.write_at(&vec![1; 1_900_000], 0).unwrap();
     disk.close().unwrap();
