@@ -116,9 +116,14 @@ pub fn amend(
     }
     let keys = key_change(options, &header, secrets)?;
     let unlocked = match (&keys, header.luks) {
-        (Some(_), Some((offset, _))) => {
+        (Some(_), Some((offset, len))) => {
             let passphrase = secrets.required("encrypt.key-secret", layer.key_secret.as_deref())?;
-            Some((crypt::luks::unlock(&*layer.storage, offset, passphrase)?, offset))
+            let unlocked = crypt::luks::unlock(&*layer.storage, offset, passphrase)?;
+            // All key slots end before the payload begins, so this keeps them from the image's other clusters.
+            if unlocked.header.payload_offset > len {
+                return Err(Error::invalid("LUKS header is larger than the space that the image has for it"));
+            }
+            Some((unlocked, offset))
         }
         _ => None,
     };

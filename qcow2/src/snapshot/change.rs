@@ -105,7 +105,10 @@ impl<'a> Change<'a> {
             self.image.storage.read_at(&mut bytes, table)?;
             let guest = index * self.image.geometry.l2_coverage();
             let decode = |raw: &[u8], guest| decode(self.image, raw, guest);
-            self.tally.add_table(&bytes, by, guest, decode)?;
+            let refcounts = &self.meta.refcounts;
+            let inside = |block: u64| block + self.image.geometry.cluster_size() <= self.file_len;
+            let counted = |index| refcounts.block_offset(index).is_some_and(inside);
+            self.tally.add_table(&bytes, by, guest, decode, counted)?;
         }
         Ok(())
     }

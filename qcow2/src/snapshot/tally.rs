@@ -121,22 +121,27 @@ impl<'a> Tally<'a> {
         self.block(index).metadata.set(at, true);
     }
 
-    /// Notes the references of one L2 table, `by` times. `first_guest` is the guest offset of its first entry.
+    /// Notes the references of one L2 table, `by` times. `first_guest` is the guest offset of its first entry; `counted`
+    /// says which refcount blocks there are, by index.
     pub(super) fn add_table(
         &mut self,
         bytes: &[u8],
         by: i32,
         first_guest: u64,
         decode: impl Fn(&[u8], u64) -> Result<Entry>,
+        counted: impl Fn(u64) -> bool,
     ) -> Result<()> {
         let size = to_usize(self.geometry.l2_entry_size());
         let mut guest = first_guest;
         for raw in bytes.chunks_exact(size) {
             if raw.iter().any(|byte| *byte != 0) {
-                match decode(raw, guest)? {
-                    Entry::Plain { host: Some(host), .. } => self.add_data(host, 1, by, guest)?,
-                    Entry::Plain { .. } => {}
-                    Entry::Compressed { offset, len } => self.add_data(offset, len, by, guest)?,
+                let (offset, len) = match decode(raw, guest)? {
+                    Entry::Plain { host: Some(host), .. } => (host, 1),
+                    Entry::Plain { .. } => (0, 0),
+                    Entry::Compressed { offset, len } => (offset, len),
+                };
+                if len > 0 {
+                    self.add_data(offset, len, by, guest, &counted)?;
                 }
             }
             guest += self.geometry.cluster_size();
@@ -145,9 +150,20 @@ impl<'a> Tally<'a> {
     }
 
     /// Notes references to the clusters under `len` bytes of guest data.
-    fn add_data(&mut self, offset: u64, len: u64, by: i32, guest: u64) -> Result<()> {
+    fn add_data(
+        &mut self,
+        offset: u64,
+        len: u64,
+        by: i32,
+        guest: u64,
+        counted: impl Fn(u64) -> bool,
+    ) -> Result<()> {
         for cluster in self.geometry.cluster_of(offset)..=self.geometry.cluster_of(offset + len - 1) {
             let (index, at) = self.position(cluster);
+            // Entries that lead anywhere must not cost the memory of all the blocks that could count anything.
+            if self.find(index).is_none() && !counted(index) {
+                return Err(Error::RefcountBlockMissing { cluster }.into());
+            }
             if self.block(index).metadata.get(at) {
                 let what = self.map.hit(cluster, cluster + 1).map_or("tables", |(_, kind)| kind.name());
                 return Err(Error::DataOnMetadata { guest, offset, what }.into());
@@ -245,5 +261,25 @@ fn changed(geometry: &Geometry, cluster: u64, old: u64, by: i32) -> Result<u64> 
             )))
         }
         _ => Err(Error::RefcountRange { cluster, value, max }.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A few tables whose entries lead everywhere took gigabytes before they were found to be wrong.
+    #[test]
+    fn entries_that_nothing_counts_take_no_memory() {
+        let geometry = Geometry { cluster_bits: 16, refcount_order: 4, extended_l2: false };
+        let map = MetadataMap::new(&geometry, std::iter::empty());
+        let mut tally = Tally::new(geometry, &map);
+        let decode = |raw: &[u8], _| {
+            let host = raw.first_chunk().map_or(0, |word| u64::from_be_bytes(*word));
+            Ok(Entry::Plain { host: Some(host), copied: true, allocated: 1, zero: 0 })
+        };
+        let table: Vec<u8> = (1..=8192u64).flat_map(|i| (i << 31).to_be_bytes()).collect();
+        assert!(tally.add_table(&table, 1, 0, decode, |index| index < 10).is_err());
+        assert_eq!(tally.blocks.len(), 9);
     }
 }
