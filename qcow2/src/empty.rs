@@ -97,6 +97,7 @@ impl Qcow2 {
                 break;
             }
             meta.refcounts.drop_block(index);
+            self.map()?.disclaim(own, 1);
         }
         drop(meta);
         self.write_tables_locked(true)

@@ -104,7 +104,7 @@ impl Snapshot {
     }
 
     /// Bytes of its entry as it was found, without padding.
-    pub(crate) fn len_as_found(&self) -> u64 {
+    fn len_as_found(&self) -> u64 {
         FIXED + u64::from(self.extra_len) + (self.id.len() + self.name.len()) as u64
     }
 
@@ -222,10 +222,7 @@ pub fn encode_table(snapshots: &[Snapshot], disk_size: u64) -> Result<Vec<u8>, E
 
 /// Bytes of the table as it is in the file, if these are its entries.
 pub(crate) fn stored_len(snapshots: &[Snapshot]) -> u64 {
-    snapshots.iter().fold(0u64, |len, snapshot| {
-        let names = snapshot.id.len() as u64 + snapshot.name.len() as u64;
-        len.next_multiple_of(8) + FIXED + u64::from(snapshot.extra_len) + names
-    })
+    snapshots.iter().fold(0u64, |len, snapshot| len.next_multiple_of(8) + snapshot.len_as_found())
 }
 
 /// An entry and its place in the table.

@@ -327,6 +327,7 @@ impl Bench {
             let options = OpenOptions {
                 backing: self.backing.clone(),
                 snapshot: Some(Selector::IdOrName(kept.id.clone())),
+                encryption: self.shape.cipher.map(Method::volume),
                 ..OpenOptions::default()
             };
             let view = Qcow2::open(Arc::clone(&self.storage), header, options).unwrap();

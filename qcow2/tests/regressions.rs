@@ -606,14 +606,14 @@ fn a_bitmap_may_be_added_while_the_disk_grows() {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 start.wait();
-                image.resize(if round % 2 == 0 { 64 << 20 } else { 1 << 20 }, Preallocation::Off).unwrap()
+                image.resize(if round % 2 == 0 { 64 << 20 } else { 1 << 20 }, Preallocation::Off).unwrap();
             });
             scope.spawn(|| {
                 start.wait();
                 for _ in 0..round * 20 {
                     std::hint::spin_loop();
                 }
-                image.add_bitmap(b"b", Some(512), true).unwrap()
+                image.add_bitmap(b"b", Some(512), true).unwrap();
             });
         });
         image.close().unwrap();

@@ -6,7 +6,7 @@ use super::{Session, zeros};
 use crate::create::feature_names;
 use crate::device::Qcow2;
 use crate::header::{Header, V3_LENGTH};
-use crate::snapshot::{REQUIRED_EXTRA, encode_table};
+use crate::snapshot::{REQUIRED_EXTRA, encode_table, stored_len};
 
 impl Session<'_> {
     /// Version 3, which can do everything that version 2 can.
@@ -80,11 +80,6 @@ impl Qcow2 {
             let _ = self.drop_table(run.offset, table.len() as u64);
             return changed;
         }
-        self.drop_table(old.snapshots_offset, self.old_table_len(&snapshots))
-    }
-
-    /// Bytes of the snapshot table as it was read.
-    fn old_table_len(&self, snapshots: &[crate::snapshot::Snapshot]) -> u64 {
-        snapshots.iter().fold(0u64, |end, snapshot| end.next_multiple_of(8) + snapshot.len_as_found())
+        self.drop_table(old.snapshots_offset, stored_len(&snapshots))
     }
 }
