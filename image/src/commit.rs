@@ -13,7 +13,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use block::{BlockDevice as _, Error, Preallocation, Result, ResultExt as _, ZeroMode};
+use block::{BlockDevice as _, Error, ErrorKind, Preallocation, Result, ResultExt as _, ZeroMode};
 
 use crate::convert::{EngineOptions, Fresh, Source, Tally, convert_devices, default_threads};
 use crate::format::Format;
@@ -109,8 +109,17 @@ pub fn commit(top: &Layer, base: usize, request: &CommitRequest, progress: &dyn 
         rate: request.rate,
         ..EngineOptions::default()
     };
-    let tally = convert_devices(&source, &*device, &options, progress)?;
-    device.close().context(|| "error while flushing the base image".to_owned())?;
+    let written = convert_devices(&source, &*device, &options, progress).and_then(|tally| {
+        device.close().context(|| "error while flushing the base image".to_owned())?;
+        Ok(tally)
+    });
+    let tally = written.map_err(|error| match error.kind() {
+        ErrorKind::Cancelled => error,
+        _ => error.hint(format!(
+            "The base image is '{}'. '{}' still holds everything: the commit can be repeated.",
+            target.filename, top.filename
+        )),
+    })?;
     if progress.cancelled() {
         return Err(crate::progress::cancelled());
     }

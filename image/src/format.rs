@@ -77,7 +77,7 @@ const FOREIGN: &[(usize, &[u8], &str)] = &[
     (0x40, b"\x7f\x10\xda\xbe", "vdi"),
     (0, b"vhdxfile", "vhdx"),
     (0, b"conectix", "vpc"),
-    (0, b"LUKS\xba\xbe", "luks"),
+    (0, b"LUKS\xba\xbe", "luks version 2"),
     (0, b"QED\0", "qed"),
     (0, b"WithoutFreeSpace", "parallels"),
     (0, b"WithouFreSpacExt", "parallels"),

@@ -114,7 +114,7 @@ impl Secrets {
             let error = Error::usage(format!("Parameter '{key}' is required for cipher"));
             return Err(error.hint(format!(
                 "name the image as --image-opts driver=FORMAT,file.filename=FILE,{key}=ID, and the passphrase by \
-                 --object secret,id=ID,file=PATH"
+                 --object secret,id=ID,file=PATH (a new image takes the option as -o {key}=ID)"
             )));
         };
         self.passphrase(id)

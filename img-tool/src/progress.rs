@@ -87,12 +87,22 @@ pub(crate) struct Reporter<'a> {
     directories: Option<Vec<PathBuf>>,
 }
 
+/// Which signals whoever started us wants to be ignored (nohup, a shell's background job). They stay ignored.
+fn ignored_signals() -> impl Fn(i32) -> bool {
+    let mask = std::fs::read_to_string("/proc/self/status").ok().and_then(|status| {
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+        u64::from_str_radix(mask.trim(), 16).ok()
+    });
+    move |number| mask.is_some_and(|mask| (1..=64).contains(&number) && mask >> (number - 1) & 1 == 1)
+}
+
 impl<'a> Reporter<'a> {
     /// Starts listening to signals. To be called once, before the operation.
     pub(crate) fn new(args: &ProgressArgs, quiet: bool, app: &'a App) -> Outcome<Self> {
         let form = args.form(quiet, app)?;
         let (signal, asked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-        for number in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
+        let ignored = ignored_signals();
+        for number in [SIGINT, SIGTERM, SIGHUP, SIGQUIT].into_iter().filter(|number| !ignored(*number)) {
             let value = usize::try_from(number).unwrap_or_default();
             signal_hook::flag::register_usize(number, Arc::clone(&signal), value)
                 .map_err(block::Error::from)?;

@@ -174,10 +174,15 @@ impl Qcow2 {
             _ if external && !options.metadata_only => return Err(Error::DataFileRequired.into()),
             _ => Arc::clone(&storage),
         };
-        let snapshots = snapshot::read_table(&*storage, &header)?;
+        let snapshots = match options.writable {
+            true => snapshot::read_table(&*storage, &header).map_err(|error| {
+                error.hint("The disk itself can still be read: convert it to a new image.")
+            })?,
+            false => snapshot::read_entries(&*storage, &header)?,
+        };
         let bitmaps = bitmap::read_directory(&*storage, &header)?;
         if let Some(selector) = &options.snapshot {
-            header = snapshot::view::header_of(&header, &snapshots, selector, options.writable)?;
+            header = snapshot::view::header_of(&*storage, &header, &snapshots, selector, options.writable)?;
         }
         let l1 = read_l1(&*storage, &header)?;
         let file_len = storage.len()?;
@@ -315,7 +320,11 @@ impl Qcow2 {
         let luks = header.luks.map(|(offset, len)| (offset, len, Kind::CryptoHeader));
         let bitmaps = header.bitmaps.map(|b| (b.directory_offset, b.directory_size, Kind::BitmapDirectory));
         let bitmap_data = bitmap::structures(&*self.storage, &self.geometry, &self.bitmaps.read())?;
-        let snapshot_l1 = snapshots.iter().map(|s| (s.l1_offset, u64::from(s.l1_size) * 8, Kind::SnapshotL1));
+        let file_len = self.storage.len()?;
+        let snapshot_l1 = snapshots
+            .iter()
+            .filter(|s| s.check_l1(&self.geometry, file_len).is_ok())
+            .map(|s| (s.l1_offset, u64::from(s.l1_size) * 8, Kind::SnapshotL1));
         let tables =
             l1.iter().map(|e| e & OFFSET_MASK).filter(|o| *o != 0).map(|o| (o, cluster, Kind::L2Table));
         let ranges = fixed

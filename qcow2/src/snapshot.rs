@@ -191,14 +191,22 @@ impl Snapshot {
 /// Limits of QEMU that it breaks, in QEMU's words; `Truncated` if the file ends before the table or before
 /// the L1 table of a snapshot; or the host failed.
 pub fn read_table(storage: &dyn Storage, header: &Header) -> block::Result<Vec<Snapshot>> {
+    let snapshots = read_entries(storage, header)?;
     let file_len = storage.len()?;
-    let snapshots = Entries::new(storage, header, file_len)
-        .map(|entry| entry.and_then(Entry::within_limits))
-        .collect::<block::Result<Vec<_>>>()?;
     for snapshot in &snapshots {
         snapshot.check_l1(&header.geometry(), file_len)?;
     }
     Ok(snapshots)
+}
+
+/// The same without a look at the places of L1 tables: a snapshot that cannot be read does not keep anybody from
+/// reading the disk. Whoever uses a snapshot calls [`Snapshot::check_l1`] first.
+///
+/// # Errors
+/// As [`read_table`], but for L1 tables.
+pub fn read_entries(storage: &dyn Storage, header: &Header) -> block::Result<Vec<Snapshot>> {
+    let file_len = storage.len()?;
+    Entries::new(storage, header, file_len).map(|entry| entry.and_then(Entry::within_limits)).collect()
 }
 
 /// The bytes of a snapshot table, the last entry without padding as in QEMU. Entries that do not say how large the disk was get `disk_size`.

@@ -1,11 +1,12 @@
 //! `commit`: the base holds what the chain showed, the chain shows what it showed, in qemu-img's words.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tests::shape::SHAPES;
 use tests::skip::qemu10;
 use tests::{Dir, requires};
 
+use crate::locks::Holder;
 use crate::rebase::{family, io};
 
 /// Both tools commit in copies of a folder: same exit code and words, and all of `images` hold the same afterwards,
@@ -192,18 +193,10 @@ fn locked_bases_stay_as_they_are() {
         ("-r", "base.qcow2", "commit -b base.qcow2 top.qcow2"),
     ] {
         let dir = family("cluster_size=64k", 64 << 10);
-        let mut holder =
-            tests::command::qemu_io().words(how).words("-f qcow2").arg(held).dir(dir.path()).spawn();
         // A writer is wanted: whoever holds it, even for reading, is in its way.
-        let free = || dir.qemu(&format!("resize {held} +0")).code == Some(0);
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while free() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let _holder = Holder::new(&dir, &format!("{how} -f qcow2"), held);
         let ran = dir.same(words);
         assert_eq!(ran.code, Some(1), "{}", ran.story());
-        drop(holder.stdin.take());
-        holder.wait().unwrap();
     }
 }
 

@@ -8,13 +8,13 @@ use tests::skip::{qemu, qemu10, tool};
 use tests::{Dir, requires};
 
 /// qemu-io with an image open, until dropped.
-struct Holder {
+pub(crate) struct Holder {
     child: Child,
 }
 
 impl Holder {
     /// Opens `image` with `args` (`-r` for read-only) and returns when it is open.
-    fn new(dir: &Dir, args: &str, image: &str) -> Self {
+    pub(crate) fn new(dir: &Dir, args: &str, image: &str) -> Self {
         let mut child = command::qemu_io().words(args).arg(image).dir(dir.path()).spawn();
         // An answer to a command shows that the image is open.
         writeln!(child.stdin.as_mut().unwrap(), "length").unwrap();

@@ -351,3 +351,26 @@ fn a_snapshot_with_machine_state_is_one_like_any_other() {
     assert!(disk[..32 << 10].iter().all(|byte| *byte == 7));
     assert!(disk[32 << 10..].iter().all(|byte| *byte == 0), "machine state shows where the disk has grown");
 }
+
+/// One entry of the table that leads nowhere does not take the disk and the other snapshots with it.
+#[test]
+fn a_snapshot_that_leads_nowhere_takes_nothing_with_it() {
+    let dir = Dir::new();
+    dir.vimg_ok("create -q -f qcow2 a.qcow2 1M");
+    dir.vimg_ok("bench -q -w -c 4 -s 64k --pattern 5 a.qcow2");
+    dir.vimg_ok("snapshot -c one a.qcow2");
+    dir.vimg_ok("snapshot -c two a.qcow2");
+    let disk = dir.vimg_reads("a.qcow2");
+    let table = dir.peek64("a.qcow2", 64);
+    dir.poke64("a.qcow2", table, 0x1234_5678_9abc_def1);
+    assert_eq!(dir.vimg_reads("a.qcow2"), disk);
+    assert_eq!(dir.vimg_ok("snapshot -l a.qcow2").stdout.lines().count(), 4);
+    dir.vimg_ok("info a.qcow2");
+    dir.vimg_ok("convert -l two -O raw a.qcow2 two.raw");
+    assert_eq!(dir.read("two.raw"), disk);
+    let ran = dir.vimg("convert -l one -O raw a.qcow2 one.raw").expect_code(1);
+    assert!(ran.stderr.contains("L1 table"), "{}", ran.story());
+    assert!(!dir.exists("one.raw"));
+    let ran = dir.vimg("snapshot -d two a.qcow2").expect_code(1);
+    assert!(ran.stderr.contains("convert it to a new image"), "{}", ran.story());
+}

@@ -131,12 +131,17 @@ impl Args {
 
 fn show(found: &Comparison, names: [&str; 2], output: OutputFormat, args: &Args, app: &App) -> Outcome {
     let exit = if found.verdict == Verdict::Identical { Exit::OK } else { Exit::ERROR };
-    match output {
-        OutputFormat::Json => app.print(&format!("{}\n", json::pretty(&document(found, names))))?,
-        OutputFormat::Human if args.quiet => {}
-        OutputFormat::Human => app.print(&text(found, args.strict))?,
+    let said = match output {
+        OutputFormat::Json => app.print(&format!("{}\n", json::pretty(&document(found, names)))),
+        OutputFormat::Human if args.quiet => Ok(()),
+        OutputFormat::Human => app.print(&text(found, args.strict)),
+    };
+    match said {
+        // Whoever does not read on may still look at the exit code.
+        Ok(()) | Err(Failure::BrokenPipe) => Ok(exit),
+        // Not 1: that would be a verdict.
+        Err(failure) => Err(with_exit(failure, 2)),
     }
-    Ok(exit)
 }
 
 /// qemu-img's words.

@@ -1,7 +1,7 @@
 //! The disk as it was when a snapshot was taken: the image opened with the snapshot's L1 table and size instead of its
 //! own, read-only. What no layer of the snapshot stores comes from the same backing file.
 
-use block::{Error as BlockError, ErrorKind, Result};
+use block::{Error as BlockError, ErrorKind, Result, Storage};
 
 use super::{Selector, Snapshot};
 use crate::error::Error;
@@ -14,6 +14,7 @@ use crate::header::Header;
 /// There is no such snapshot; the image is to be written; the snapshot's L1 table is too small for its disk, or cannot
 /// be where the table says.
 pub(crate) fn header_of(
+    storage: &dyn Storage,
     header: &Header,
     snapshots: &[Snapshot],
     selector: &Selector,
@@ -28,6 +29,7 @@ pub(crate) fn header_of(
         .ok_or_else(|| BlockError::new(ErrorKind::NotFound, "Can't find snapshot"))?;
     let size = snapshot.disk_size.unwrap_or(header.size);
     check_size(header, snapshot, size)?;
+    snapshot.check_l1(&header.geometry(), storage.len()?)?;
     Ok(Header { size, l1_size: snapshot.l1_size, l1_table_offset: snapshot.l1_offset, ..header.clone() })
 }
 
