@@ -7,8 +7,8 @@
 //!                       | table at    |    | 1: all bits |
 //! ```
 //!
-//! This file knows the directory; [`contents`] the tables and bits, [`record`] how writes to the disk get into them
-//! and they to the disk again, [`edit`] what a user can do to them.
+//! This file knows the directory; `contents` the tables and bits, `record` how writes to the disk get into them
+//! and they to the disk again, `edit` what a user can do to them.
 
 mod contents;
 mod edit;
