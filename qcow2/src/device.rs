@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use block::device::check_range;
 use block::extent::read_backing;
-use block::image::{CheckReport, Image, ImageInfo, Repair, Value};
+use block::image::{CheckReport, Image, ImageInfo, Repair};
 use block::num::to_usize;
 use block::{
     BlockDevice, Compressed, CompressedWriter, Error as BlockError, ErrorKind, LayerExtent, Limits,
@@ -22,7 +22,7 @@ use crate::codec::{Codec, Level};
 use crate::error::Error;
 use crate::features::{autoclear, compatible, incompatible};
 use crate::geometry::Geometry;
-use crate::header::{COMPRESSION_ZSTD, Header};
+use crate::header::Header;
 use crate::l2::{COPIED, Entry, L1_RESERVED, MAX_HOST_OFFSET, OFFSET_MASK, RawEntry};
 use crate::metadata::{Kind, MetadataMap};
 use crate::refcount::Refcounts;
@@ -862,40 +862,6 @@ impl Image for Qcow2 {
 }
 
 impl Qcow2 {
-    /// The keys of `info`'s format-specific part, in QEMU's order.
-    fn specific_info(&self, header: &Header) -> Vec<(&'static str, Value)> {
-        let compression = if header.compression_type == COMPRESSION_ZSTD { "zstd" } else { "zlib" };
-        let compat = if header.version == 2 { "0.10" } else { "1.1" };
-        let text = |text: &str| Value::Text(text.to_owned());
-        let mut keys = vec![("compat", text(compat)), ("compression-type", text(compression))];
-        if header.version >= 3 {
-            let lazy = header.compatible & compatible::LAZY_REFCOUNTS != 0;
-            keys.push(("lazy-refcounts", Value::Bool(lazy)));
-            let bitmaps = self.bitmaps.read();
-            if !bitmaps.is_empty() {
-                keys.push(("bitmaps", Value::List(bitmaps.iter().map(bitmap_value).collect())));
-            }
-        }
-        keys.push(("refcount-bits", Value::Int(1 << header.refcount_order)));
-        if let Some(name) = &header.data_file {
-            keys.push(("data-file", text(&String::from_utf8_lossy(name))));
-        }
-        if header.crypt_method == 1 {
-            keys.push(("encrypt", Value::Map(vec![("format", text("aes"))])));
-        }
-        if header.crypt_method == 2 {
-            keys.push(("encrypt", Value::Map(vec![("format", text("luks"))])));
-        }
-        if header.version >= 3 {
-            if self.external {
-                keys.push(("data-file-raw", Value::Bool(self.external_raw)));
-            }
-            keys.push(("corrupt", Value::Bool(header.has(incompatible::CORRUPT))));
-            keys.push(("extended-l2", Value::Bool(self.geometry.extended_l2)));
-        }
-        keys
-    }
-
     /// Whether the active L1 entry for a guest offset belongs to the active table alone.
     pub(crate) fn l1_copied(&self, index: u64) -> bool {
         self.l1.read().get(to_usize(index)).is_some_and(|entry| entry & COPIED != 0)
@@ -914,15 +880,4 @@ impl Qcow2 {
         self.storage_len.store(0, Ordering::Relaxed);
         self.data_len.store(0, Ordering::Relaxed);
     }
-}
-
-fn bitmap_value(bitmap: &Bitmap) -> Value {
-    let flags = [("in-use", bitmap.in_use()), ("auto", bitmap.auto())];
-    let flags =
-        flags.iter().filter(|(_, set)| *set).map(|(name, _)| Value::Text((*name).to_owned())).collect();
-    Value::Map(vec![
-        ("flags", Value::List(flags)),
-        ("name", Value::Text(bitmap.display_name())),
-        ("granularity", Value::Int(i64::try_from(bitmap.granularity()).unwrap_or(i64::MAX))),
-    ])
 }

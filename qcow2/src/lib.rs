@@ -29,6 +29,7 @@ pub mod check;
 mod cipher;
 pub mod codec;
 pub mod create;
+mod describe;
 pub mod device;
 mod empty;
 pub mod error;
