@@ -46,11 +46,13 @@ pub mod lock;
 pub mod mem;
 pub mod num;
 pub mod overlay;
+pub mod pieces;
 pub mod raw;
 pub mod readonly;
 pub mod size;
 pub mod slice;
 pub mod storage;
+pub mod stripes;
 mod sys;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -27,7 +27,7 @@ use crate::l2::{COPIED, Entry, L1_RESERVED, MAX_HOST_OFFSET, OFFSET_MASK, RawEnt
 use crate::metadata::{Kind, MetadataMap};
 use crate::refcount::Refcounts;
 use crate::snapshot::{self, Selector, Snapshot};
-use crate::stripes::Stripes;
+use block::stripes::Stripes;
 
 /// Largest default size of the L2 cache in bytes: maps 256 GiB with 64 KiB clusters.
 const MAX_L2_CACHE: u64 = 32 << 20;

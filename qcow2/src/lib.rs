@@ -44,7 +44,6 @@ pub mod metadata;
 pub mod refcount;
 pub mod resize;
 pub mod snapshot;
-mod stripes;
 mod tables;
 mod write;
 mod zero;

@@ -18,15 +18,22 @@ struct Stripe(RwLock<()>);
 
 /// The locks of an image.
 #[derive(Debug)]
-pub(crate) struct Stripes(Vec<Stripe>);
+pub struct Stripes(Vec<Stripe>);
 
 /// Clusters held for use.
-pub(crate) type Shared<'a> = Vec<RwLockReadGuard<'a, ()>>;
+pub type Shared<'a> = Vec<RwLockReadGuard<'a, ()>>;
 /// Clusters held for change.
-pub(crate) type Exclusive<'a> = Vec<RwLockWriteGuard<'a, ()>>;
+pub type Exclusive<'a> = Vec<RwLockWriteGuard<'a, ()>>;
+
+impl Default for Stripes {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Stripes {
-    pub(crate) fn new() -> Self {
+    /// None of them held.
+    pub fn new() -> Self {
         Self((0..STRIPES).map(|_| Stripe::default()).collect())
     }
 
@@ -42,16 +49,18 @@ impl Stripes {
         })
     }
 
-    pub(crate) fn shared(&self, first: u64, last: u64) -> Shared<'_> {
+    /// Holds clusters `first..=last` for use: they stay where they are.
+    pub fn shared(&self, first: u64, last: u64) -> Shared<'_> {
         self.of(first, last).map(RwLock::read).collect()
     }
 
-    pub(crate) fn exclusive(&self, first: u64, last: u64) -> Exclusive<'_> {
+    /// Holds clusters `first..=last` for change.
+    pub fn exclusive(&self, first: u64, last: u64) -> Exclusive<'_> {
         self.of(first, last).map(RwLock::write).collect()
     }
 
     /// All clusters of the image, for changes to its shape.
-    pub(crate) fn all(&self) -> Exclusive<'_> {
+    pub fn all(&self) -> Exclusive<'_> {
         self.exclusive(0, u64::MAX)
     }
 }
