@@ -145,6 +145,12 @@ pub trait Image: BlockDevice {
         Err(Error::unsupported("This image format does not support checks"))
     }
 
+    /// What another image records of this one to recognise it as its parent: the content id of a vmdk image, the
+    /// unique id of a VHD, the DataWriteGuid of a VHDX; the bytes as they are stored. `None`: nobody does.
+    fn content_id(&self) -> Option<Vec<u8>> {
+        None
+    }
+
     /// The container that holds the image itself.
     fn container(&self) -> Option<&Arc<dyn Storage>> {
         None

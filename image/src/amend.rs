@@ -48,7 +48,7 @@ pub const fn options_of(format: Format) -> &'static [Definition] {
     match format {
         Format::Qcow2 => QCOW2,
         Format::Luks => LUKS,
-        Format::Raw => &[],
+        _ => &[],
     }
 }
 

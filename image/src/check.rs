@@ -6,12 +6,13 @@
 
 use std::sync::Arc;
 
+use block::file::HostFile;
 use block::image::{CheckReport, Repair};
 use block::{Error, Result, ResultExt as _, Storage};
 use serde_json::{Map, Value};
 
 use crate::format::Format;
-use crate::open::{OpenOptions, Opened, Purpose, open_own, warnings_of};
+use crate::open::{OpenOptions, Opened, Purpose, open_own};
 use crate::spec::{Spec, could_not_open};
 
 /// An image that is ready to be checked.
@@ -19,6 +20,8 @@ use crate::spec::{Spec, could_not_open};
 pub struct Subject {
     opened: Opened,
     data_file: Option<Arc<dyn Storage>>,
+    extents: Vec<Arc<HostFile>>,
+    options: OpenOptions,
     filename: String,
     probed: bool,
 }
@@ -42,8 +45,9 @@ impl Subject {
         if opened.format == Format::Luks {
             crate::open::open_luks(&opened, options)?;
         }
-        let probed = opened.probed;
-        Ok(Self { opened, data_file, filename: spec.display_name().to_owned(), probed })
+        let extents = opened.open_extents(options)?;
+        let (probed, options) = (opened.probed, options.clone());
+        Ok(Self { opened, data_file, extents, options, filename: spec.display_name().to_owned(), probed })
     }
 
     /// The format of the image.
@@ -53,7 +57,7 @@ impl Subject {
 
     /// What the user should be told about the image itself; without prefix.
     pub fn warnings(&self) -> Vec<String> {
-        self.opened.header.as_ref().map(warnings_of).unwrap_or_default()
+        self.opened.warnings()
     }
 
     /// The words with which qemu warns before it writes to an image whose format it had to guess.
@@ -67,15 +71,16 @@ impl Subject {
     /// `Unsupported`, in qemu's words, for a format with nothing to check; otherwise only what prevents the
     /// check as a whole.
     pub fn check(&self, repair: Repair) -> Result<CheckReport> {
+        if let Some(found) = &self.opened.found {
+            return found.check(self.opened.parts(self.extents.clone(), None, &self.options), repair);
+        }
         match self.opened.format {
-            Format::Raw | Format::Luks => {
-                Err(Error::unsupported("This image format does not support checks"))
-            }
             Format::Qcow2 => {
                 let storage = &self.opened.container.storage;
                 let header = qcow2::Header::read_for_check(&**storage)?;
                 qcow2::check::check(storage, &header, self.data_file.as_ref(), repair)
             }
+            _ => Err(Error::unsupported("This image format does not support checks")),
         }
     }
 

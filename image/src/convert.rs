@@ -255,7 +255,7 @@ fn convert_to_existing(
     let target =
         open(&wanted.spec, &request.target_options(wanted.format, wanted.policy.clone(), &wanted.secrets))?;
     tell(&target, progress);
-    for file in target.file.iter().chain(&target.data_file) {
+    for file in target.own_files() {
         request.refuse_own_source(file.identity(), &target.filename)?;
     }
     let fresh = fresh_of_existing(&request.sources, &target, wanted)?;
@@ -407,17 +407,16 @@ fn make(
     placement: &mut Placement,
     progress: &dyn Progress,
 ) -> Result<Arc<Layer>> {
-    let data_file = option(create, "data_file").map(Path::new);
-    let data_file_is_new = data_file.is_some_and(|path| !path.exists());
-    if let Some(existing) = data_file.and_then(Placement::existing_at) {
+    let converting = || request.making(create);
+    let prepared = prepare_create(create)?;
+    let others = prepared.others().context(converting)?;
+    for existing in others.iter().filter_map(|path| Placement::existing_at(path)) {
         request.refuse_own_source(existing, &create.filename)?;
     }
-    let converting = || request.making(create);
-    let created = prepare_create(create)?.create().context(converting)?;
+    let new: Vec<_> = others.into_iter().filter(|path| !path.exists()).collect();
+    let created = prepared.create().context(converting)?;
     created.warnings.iter().for_each(|warning| progress.warn(warning));
-    if let Some(data_file) = data_file.filter(|_| data_file_is_new) {
-        placement.made(data_file.to_owned());
-    }
+    new.into_iter().for_each(|path| placement.made(path));
     let name = create
         .physical_path
         .as_ref()
@@ -458,9 +457,8 @@ fn fresh_of_new(request: &ConvertRequest, target: &Layer, create: &CreateRequest
     if !target.format.starts_as_zeros() {
         return Fresh::Unknown;
     }
-    let on_device = |file: &Arc<block::file::HostFile>| file.fixed_len();
-    let device = target.file.iter().chain(&target.data_file).any(on_device);
-    let laid_out = target.format == Format::Raw
+    let device = target.own_files().any(|file| file.fixed_len());
+    let laid_out = target.format.has_fixed_places()
         || option(create, "preallocation").is_some_and(|mode| mode != "off")
         || option(create, "data_file_raw") == Some("on");
     if device && laid_out { Fresh::Unknown } else { Fresh::Zeros }

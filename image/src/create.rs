@@ -12,6 +12,7 @@ use block::file::CacheMode;
 use block::{Error, Result, ResultExt as _};
 
 use crate::format::Format;
+use crate::formats::Place;
 use crate::open::{BackingMode, Layer, OpenOptions, resolve_name};
 use crate::options::Options;
 use crate::policy::Policy;
@@ -78,6 +79,8 @@ pub struct PreparedCreate {
     options: Options,
     secrets: Secrets,
     path: PathBuf,
+    /// What the file will be called in the end.
+    named: PathBuf,
     cache: CacheMode,
 }
 
@@ -103,13 +106,22 @@ impl PreparedCreate {
         make::Plan::new(self.format, self.size, &self.options, &self.secrets).map(drop)
     }
 
+    /// The files that will be made beside the image itself: a data file, extents.
+    ///
+    /// # Errors
+    /// As [`validate`](Self::validate).
+    pub fn others(&self) -> Result<Vec<PathBuf>> {
+        let plan = make::Plan::new(self.format, self.size, &self.options, &self.secrets)?;
+        Ok(plan.others(&self.named))
+    }
+
     /// Creates the image. On failure the files that were created are removed again.
     ///
     /// # Errors
     /// The host failed, the image is in use, or the format refuses the combination of options.
     pub fn create(self) -> Result<Created> {
         let plan = make::Plan::new(self.format, self.size, &self.options, &self.secrets)?;
-        let files = plan.carry_out(&self.path, self.cache)?;
+        let files = plan.carry_out(Place { path: &self.path, named: &self.named, cache: self.cache })?;
         Ok(Created { formatting_line: self.formatting_line, size: self.size, warnings: self.warnings, files })
     }
 }
@@ -119,6 +131,9 @@ impl PreparedCreate {
 /// # Errors
 /// In qemu's words, without the program name in front.
 pub fn prepare_create(request: &CreateRequest) -> Result<PreparedCreate> {
+    if !request.format.can_create() {
+        return Err(crate::formats::cannot_create(request.format));
+    }
     let path = target_path(&request.filename)?;
     let definitions = crate::options::of_target(request.format, &request.filename);
     let mut options = Options::new(definitions, &request.options)?;
@@ -137,7 +152,8 @@ pub fn prepare_create(request: &CreateRequest) -> Result<PreparedCreate> {
         format: request.format,
         options,
         secrets: request.secrets.clone(),
-        path: request.physical_path.clone().unwrap_or(path),
+        path: request.physical_path.clone().unwrap_or_else(|| path.clone()),
+        named: path,
         cache: request.cache,
     })
 }

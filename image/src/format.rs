@@ -33,22 +33,32 @@ impl Format {
     /// How many bytes from the start of a file [`probe`](Self::probe) wants to see.
     pub const PROBE_LEN: usize = 2048;
 
-    /// The format that `first_bytes` of a file announce. `None`: none of the known ones, which leaves raw.
-    pub fn probe(first_bytes: &[u8]) -> Option<Self> {
+    /// The format that `first_bytes` of a file announce, of those without a driver. `None`: none of these.
+    pub(crate) fn probe(first_bytes: &[u8]) -> Option<Self> {
         if first_bytes.starts_with(crypt::luks::MAGIC) {
             return Some(Self::Luks);
         }
         qcow2::Header::probe(first_bytes).then_some(Self::Qcow2)
     }
 
+    /// What can be done with its images, if it has a driver.
+    fn abilities(self) -> Option<crate::formats::Abilities> {
+        crate::formats::driver(self).map(crate::formats::Driver::abilities)
+    }
+
+    /// Whether new images of this format can be made.
+    pub fn can_create(self) -> bool {
+        self.abilities().is_none_or(|abilities| abilities.create)
+    }
+
     /// Whether images of this format can store compressed clusters.
-    pub const fn can_compress(self) -> bool {
-        matches!(self, Self::Qcow2)
+    pub fn can_compress(self) -> bool {
+        self.abilities().map_or(matches!(self, Self::Qcow2), |abilities| abilities.compress)
     }
 
     /// Whether every byte of the disk has its place in the file from the start, whatever the order of writes.
-    pub const fn has_fixed_places(self) -> bool {
-        matches!(self, Self::Raw | Self::Luks)
+    pub fn has_fixed_places(self) -> bool {
+        self.abilities().map_or(matches!(self, Self::Raw | Self::Luks), |abilities| abilities.fixed_places)
     }
 
     /// Whether a new image reads as zeros (an encrypted one reads as noise).
@@ -57,8 +67,8 @@ impl Format {
     }
 
     /// Whether images of this format can name a backing file.
-    pub const fn has_backing(self) -> bool {
-        matches!(self, Self::Qcow2)
+    pub fn has_backing(self) -> bool {
+        self.abilities().map_or(matches!(self, Self::Qcow2), |abilities| abilities.backing)
     }
 }
 

@@ -5,9 +5,10 @@ mod luks;
 
 use std::collections::HashSet;
 
+use block::file::HostFile;
 use block::image::{ImageInfo, SnapshotInfo};
 use block::num::align_up;
-use block::{Error, Result, ResultExt as _};
+use block::{Error, Result, ResultExt as _, Storage as _};
 use serde_json::{Map, Value, json};
 
 use crate::open::{BackingMode, Layer, OpenOptions, open};
@@ -28,6 +29,8 @@ pub struct Description {
     full_backing_filename: Option<String>,
     /// What it lies in; `None` for a protocol shown as an image.
     child: Option<Box<Self>>,
+    /// Further files of the image.
+    extents: Vec<Self>,
 }
 
 impl Description {
@@ -43,6 +46,7 @@ impl Description {
             (None, Some(container)) => Some(Box::new(Self::of(container)?)),
             (None, None) => Some(Box::new(Self::of_protocol(layer)?)),
         };
+        let extents = layer.extents.iter().map(|file| Self::of_file(file)).collect::<Result<Vec<_>>>()?;
         if layer.format == crate::Format::Raw {
             // What raw says of itself is what it lies in says.
             info.cluster_size = child.as_ref().and_then(|child| child.image.cluster_size);
@@ -54,12 +58,28 @@ impl Description {
             has_protocol_data: layer.protocol_only.is_some(),
             virtual_size: whole_sectors(layer.image.size()),
             actual_size: match &child {
-                Some(child) => child.actual_size,
+                Some(child) => sum(child.actual_size, &extents),
                 None => layer.storage.allocated()?,
             },
             image: info,
             full_backing_filename: layer.full_backing_filename.clone(),
             child,
+            extents,
+        })
+    }
+
+    fn of_file(file: &HostFile) -> Result<Self> {
+        Ok(Self {
+            filename: file.path().display().to_string(),
+            format: if file.fixed_len() { "host_device" } else { "file" },
+            is_protocol: true,
+            has_protocol_data: true,
+            virtual_size: whole_sectors(file.len()?),
+            actual_size: file.allocated()?,
+            image: ImageInfo::default(),
+            full_backing_filename: None,
+            child: None,
+            extents: vec![],
         })
     }
 
@@ -77,6 +97,7 @@ impl Description {
             image: ImageInfo::default(),
             full_backing_filename: None,
             child: None,
+            extents: vec![],
         })
     }
 
@@ -112,8 +133,14 @@ impl Description {
     }
 
     fn children(&self) -> Value {
-        let child = |child: &Self| json!({ "name": "file", "info": child.to_json() });
-        Value::Array(self.child.iter().map(|c| child(c)).collect())
+        let child = |(name, child): (String, &Self)| json!({ "name": name, "info": child.to_json() });
+        Value::Array(self.named_children().map(child).collect())
+    }
+
+    /// What it lies in, in qemu's order: extents before the file.
+    fn named_children(&self) -> impl Iterator<Item = (String, &Self)> {
+        let extents = self.extents.iter().enumerate().map(|(at, extent)| (format!("extents.{at}"), extent));
+        extents.chain(self.child.iter().map(|child| ("file".to_owned(), &**child)))
     }
 
     fn snapshots(&self) -> Option<Value> {
@@ -145,6 +172,13 @@ fn snapshot(snapshot: &SnapshotInfo) -> Value {
     document.insert("id".to_owned(), snapshot.id.clone().into());
     document.insert("vm-state-size".to_owned(), snapshot.vm_state_size.into());
     Value::Object(document)
+}
+
+/// Bytes that a file and the extents of its image take, each file counted once, if that can be known.
+fn sum(file: Option<u64>, extents: &[Description]) -> Option<u64> {
+    let mut seen = HashSet::new();
+    let others = extents.iter().filter(|extent| seen.insert(&extent.filename));
+    others.map(|extent| extent.actual_size).try_fold(file?, |sum, size| Some(sum.saturating_add(size?)))
 }
 
 /// qemu counts in sectors of 512 bytes.
@@ -207,7 +241,8 @@ fn behind(
     let format = description.image.backing_format.as_deref();
     options.format = None;
     let context = || could_not_open(full);
-    let node = crate::open::backing_node(full, format, &options.policy).context(context)?;
+    let folder = layer.confined_to.as_deref();
+    let node = crate::open::backing_node(full, format, folder, &options.policy).context(context)?;
     crate::open::open_node(&node, options).context(context).map(Some)
 }
 

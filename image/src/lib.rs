@@ -26,6 +26,7 @@ pub mod compare;
 pub mod convert;
 pub mod create;
 pub mod format;
+pub(crate) mod formats;
 pub mod info;
 pub mod json;
 pub mod map;

@@ -2,7 +2,7 @@
 
 use block::extent::extents;
 use block::num::{align_down, align_up};
-use block::{Result, Stored};
+use block::{Error, Result, Stored};
 use serde_json::{Map, Value};
 
 use crate::create::make;
@@ -78,7 +78,10 @@ pub fn measure(
             Ok(Measurement { required: size, fully_allocated: size, bitmaps: None })
         }
         Format::Luks => make::measured_luks(size, options, secrets),
-        Format::Qcow2 => measure_qcow2(subject, size, options, secrets),
+        _ if crate::formats::driver(format).is_some() => {
+            Err(Error::unsupported(format!("Block driver '{format}' does not support size measurement")))
+        }
+        _ => measure_qcow2(subject, size, options, secrets),
     }
 }
 

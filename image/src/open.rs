@@ -23,7 +23,7 @@ use crate::policy::Policy;
 use crate::secret::Secrets;
 use crate::spec::{Spec, could_not_open};
 
-pub(crate) use chain::{Opened, open_luks, open_own, warnings_of};
+pub(crate) use chain::{Opened, open_luks, open_own};
 pub(crate) use names::{backing_node, resolve_name};
 pub(crate) use source::Purpose;
 
@@ -112,12 +112,16 @@ pub struct Layer {
     pub container: Option<Arc<Self>>,
     /// The external data file.
     pub data_file: Option<Arc<HostFile>>,
+    /// Further files that hold parts of the image, in its order; one that is named twice is here twice.
+    pub extents: Vec<Arc<HostFile>>,
     /// The image that answers for what this one does not store.
     pub backing: Option<Arc<Self>>,
     /// The name of what it lies in, if that is neither a file nor another image.
     pub source_name: String,
     /// The backing file's name, resolved from the directory of this image, as qemu shows it.
     pub full_backing_filename: Option<String>,
+    /// The folder that the backing file must lie in, where the format has such a rule.
+    pub(crate) confined_to: Option<PathBuf>,
     /// The secret that the image was unlocked with.
     pub key_secret: Option<String>,
     /// What the user should be told about the image itself; without prefix.
@@ -140,9 +144,14 @@ impl Layer {
         self.file.as_ref().map(|file| file.path().to_path_buf())
     }
 
-    /// Every file of the chain: containers and data files.
+    /// The files of this layer: its container, its data file, its extents.
+    pub fn own_files(&self) -> impl Iterator<Item = &Arc<HostFile>> {
+        self.file.iter().chain(&self.data_file).chain(&self.extents)
+    }
+
+    /// Every file of the chain: containers, data files, extents.
     pub fn files(&self) -> impl Iterator<Item = &Arc<HostFile>> {
-        self.chain().flat_map(|layer| layer.file.iter().chain(&layer.data_file))
+        self.chain().flat_map(Self::own_files)
     }
 
     /// The words with which qemu warns before it writes to an image whose format it had to guess.

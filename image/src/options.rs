@@ -48,7 +48,7 @@ pub(crate) const fn option(name: &'static str, kind: Kind, help: &'static str) -
     Definition { name, kind, help, default: None }
 }
 
-const fn with_default(
+pub(crate) const fn with_default(
     name: &'static str,
     kind: Kind,
     default: &'static str,
@@ -57,7 +57,8 @@ const fn with_default(
     Definition { name, kind, help, default: Some(default) }
 }
 
-const SIZE: Definition = option("size", Kind::Size, "Virtual disk size");
+/// The size of the disk, which every format has.
+pub(crate) const SIZE: Definition = option("size", Kind::Size, "Virtual disk size");
 
 /// In the order in which they are shown when an image is created.
 const QCOW2: &[Definition] = &[
@@ -119,11 +120,14 @@ const OTHER_PROTOCOL: &[Definition] =
     &[SIZE, option("preallocation", Kind::Text, "Preallocation mode (allowed values: off)")];
 
 /// The creation options of a format.
-pub const fn of_format(format: Format) -> &'static [Definition] {
+pub fn of_format(format: Format) -> &'static [Definition] {
+    if let Some(driver) = crate::formats::driver(format) {
+        return driver.create_options();
+    }
     match format {
-        Format::Raw => RAW,
         Format::Qcow2 => QCOW2,
         Format::Luks => LUKS,
+        _ => RAW,
     }
 }
 
@@ -160,7 +164,13 @@ pub fn asks_for_help(option_lists: &[String]) -> bool {
 }
 
 /// The text of `-o help`: of the format alone, or of a format on a file.
-pub fn help(format: Format, filename: Option<&str>) -> String {
+///
+/// # Errors
+/// Images of this format cannot be created.
+pub fn help(format: Format, filename: Option<&str>) -> Result<String> {
+    if !format.can_create() {
+        return Err(crate::formats::cannot_create(format));
+    }
     let (title, all) = match filename {
         Some(filename) => ("Supported options:\n".to_owned(), of_target(format, filename)),
         None => (format!("Supported {format} options:\n"), of_format(format).to_vec()),
@@ -168,7 +178,7 @@ pub fn help(format: Format, filename: Option<&str>) -> String {
     let lines = help_lines(&all);
     let note = "\nThe protocol level may support further options.\n\
                 Specify the target filename to include those options.\n";
-    format!("{title}{lines}{}", if filename.is_none() { note } else { "" })
+    Ok(format!("{title}{lines}{}", if filename.is_none() { note } else { "" }))
 }
 
 /// The lines of help of some options, by name.

@@ -24,14 +24,25 @@ pub enum Role {
     BackingFile,
     /// The external data file of an image.
     DataFile,
+    /// An extent of an image that consists of several files.
+    Extent,
 }
 
 impl Role {
+    /// The article that goes with the noun.
+    const fn article(self) -> &'static str {
+        match self {
+            Self::BackingFile | Self::DataFile => "a",
+            Self::Extent => "an",
+        }
+    }
+
     /// In words.
     pub const fn noun(self) -> &'static str {
         match self {
             Self::BackingFile => "backing file",
             Self::DataFile => "data file",
+            Self::Extent => "extent",
         }
     }
 }
@@ -59,7 +70,8 @@ impl Policy {
         Err(Error::new(
             ErrorKind::Denied,
             format!(
-                "the image names a {} '{}'{leads}, and names inside untrusted images are not followed",
+                "the image names {} {} '{}'{leads}, and names inside untrusted images are not followed",
+                role.article(),
                 role.noun(),
                 path.display()
             ),
@@ -68,6 +80,35 @@ impl Policy {
             "if you trust that file, add --allow {}",
             shell_word(if leads.is_empty() { path } else { &real })
         )))
+    }
+
+    /// Decides whether a plain file that must lie in `folder`, or below, may be opened: formats whose images name
+    /// other files as a matter of course lead nowhere else, unless the user opened a way.
+    ///
+    /// # Errors
+    /// `Denied`, with a hint that names the option that would allow it.
+    pub fn check_confined(&self, role: Role, folder: &Path, path: &Path) -> Result<()> {
+        let inside = match (path.canonicalize(), folder.canonicalize()) {
+            (Ok(real), Ok(folder)) => real.starts_with(folder),
+            // There is no such file; that is for whoever opens it to say, unless it would lie elsewhere.
+            _ => {
+                let rest = path.strip_prefix(folder).unwrap_or(path);
+                !rest.is_absolute() && !rest.components().any(|part| part == std::path::Component::ParentDir)
+            }
+        };
+        if inside || self.allows(path) {
+            return Ok(());
+        }
+        let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let message = format!(
+            "the image names {article} {noun} '{path}', which lies outside the image's folder '{folder}'",
+            article = role.article(),
+            noun = role.noun(),
+            path = path.display(),
+            folder = folder.display()
+        );
+        Err(Error::new(ErrorKind::Denied, message)
+            .hint(format!("if you trust the image, add --allow {}", shell_word(&real))))
     }
 
     /// Decides whether a `json:` or protocol name found inside an image may be opened.
@@ -130,6 +171,33 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Denied);
         assert_eq!(error.hints(), ["if you trust that file, add --allow '/a b/c'"]);
         untrusted(&[Path::new("/")]).check_protocol(Role::BackingFile, "json:{}").unwrap_err();
+    }
+
+    #[test]
+    fn confined_files_lie_in_the_folder_or_are_allowed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inside, outside) = (dir.path().join("in"), dir.path().join("out"));
+        std::fs::create_dir_all(inside.join("deep")).unwrap();
+        std::fs::create_dir(&outside).unwrap();
+        for file in [inside.join("a"), inside.join("deep/a"), outside.join("a")] {
+            std::fs::write(file, b"x").unwrap();
+        }
+        std::os::unix::fs::symlink(outside.join("a"), inside.join("link")).unwrap();
+        let policy = Policy::trusting();
+        let check = |path: PathBuf| policy.check_confined(Role::Extent, &inside, &path);
+        check(inside.join("a")).unwrap();
+        check(inside.join("deep/a")).unwrap();
+        check(inside.join("missing")).unwrap();
+        for bad in
+            [inside.join("link"), inside.join("../out/a"), inside.join("../out/missing"), outside.join("a")]
+        {
+            let error = check(bad).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Denied);
+            assert!(error.hints().iter().any(|hint| hint.contains("--allow")), "{error:?}");
+        }
+        check(PathBuf::from("/missing-at-all")).unwrap_err();
+        let allowing = Policy { untrusted: false, allow: vec![outside.clone()] };
+        allowing.check_confined(Role::Extent, &inside, &outside.join("a")).unwrap();
     }
 
     #[test]

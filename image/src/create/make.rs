@@ -18,6 +18,7 @@ pub(crate) use luks::measured as measured_luks;
 
 use super::{could_not_create, does_not_accept};
 use crate::format::Format;
+use crate::formats::{self, Make, Place};
 use crate::options::Options;
 use crate::secret::Secrets;
 
@@ -42,18 +43,26 @@ pub(super) enum Plan {
         /// How it is encrypted.
         encryption: Option<Encryption>,
     },
+    /// An image of a format with a driver.
+    Other(Box<dyn Make>),
 }
 
 impl Plan {
     /// Checks the values of the options and whether they go together.
     pub(super) fn new(format: Format, size: u64, options: &Options, secrets: &Secrets) -> Result<Self> {
+        if let Some(driver) = formats::driver(format) {
+            return match driver.abilities().create {
+                true => Ok(Self::Other(driver.plan(size, options)?)),
+                false => Err(formats::cannot_create(format)),
+            };
+        }
         match format {
             Format::Raw => {
                 let size = size.checked_next_multiple_of(512).unwrap_or(size);
                 Ok(Self::Raw { size, preallocation: protocol_preallocation(options)? })
             }
             Format::Luks => Ok(Self::Luks(luks::Plan::new(size, options, secrets)?)),
-            Format::Qcow2 => {
+            _ => {
                 let encryption = Encryption::new(options, secrets)?;
                 let create = qcow2_options(size, options)?;
                 create.validate()?;
@@ -63,9 +72,23 @@ impl Plan {
         }
     }
 
+    /// The files that will be made beside an image that is to be called `named`.
+    pub(super) fn others(&self, named: &Path) -> Vec<PathBuf> {
+        match self {
+            Self::Qcow2 { data_file, .. } => data_file.iter().cloned().collect(),
+            Self::Other(make) => make.others(named),
+            Self::Raw { .. } | Self::Luks(_) => vec![],
+        }
+    }
+
     /// Makes the files; removes them again on failure.
-    pub(super) fn carry_out(&self, path: &Path, cache: CacheMode) -> Result<Vec<PathBuf>> {
+    pub(super) fn carry_out(&self, place: Place<'_>) -> Result<Vec<PathBuf>> {
         let mut made = Made::default();
+        if let Self::Other(make) = self {
+            make.carry_out(&mut made, &place)?;
+            return Ok(made.keep());
+        }
+        let Place { path, cache, .. } = place;
         // What takes long, and may fail, comes before an old file is given up.
         let keys = match self {
             Self::Qcow2 { encryption: Some(encryption), .. } => Some(encryption.make()?),
@@ -79,6 +102,7 @@ impl Plan {
         match self {
             Self::Luks(plan) => plan.carry_out(&file, volume)?,
             Self::Raw { size, preallocation } => make_raw(&file, *size, *preallocation)?,
+            Self::Other(_) => {}
             Self::Qcow2 { options, data_file, .. } => {
                 let data_file = match data_file {
                     Some(path) => Some(make_data_file(&mut made, path, cache, &file, options)?),
@@ -94,13 +118,16 @@ impl Plan {
 /// Files that are removed unless they are kept.
 #[derive(Debug, Default)]
 #[must_use]
-struct Made {
+pub(crate) struct Made {
     paths: Vec<PathBuf>,
 }
 
 impl Made {
     /// Creates or empties a file, and locks it.
-    fn file(&mut self, path: &Path, cache: CacheMode) -> Result<Arc<HostFile>> {
+    ///
+    /// # Errors
+    /// The host's, or somebody else is writing to it.
+    pub(crate) fn file(&mut self, path: &Path, cache: CacheMode) -> Result<Arc<HostFile>> {
         // A new file that is only flushed once need not go around the page cache to be created.
         let cache = if cache.direct() { CacheMode::Writeback } else { cache };
         let existing = HostFile::open(path, &FileOptions { cache, ..FileOptions::read_write() });

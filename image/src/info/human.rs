@@ -51,7 +51,7 @@ impl Description {
         }
         write_snapshots(out, indent, &self.image.snapshots, local_time);
         self.write_specific(out, indent);
-        self.write_child(out, indent, path, local_time);
+        self.write_children(out, indent, path, local_time);
     }
 
     fn actual_path(&self, name: &str) -> String {
@@ -70,11 +70,12 @@ impl Description {
         write_members(out, &self.image.specific, &format!("{indent}    "));
     }
 
-    fn write_child(&self, out: &mut String, indent: &str, path: &str, local_time: LocalTime<'_>) {
-        let Some(child) = &self.child else { return };
-        let path = format!("{path}file");
-        let _ = writeln!(out, "{indent}Child node '{path}':");
-        child.write(out, &format!("{indent}    "), &format!("{path}/"), local_time);
+    fn write_children(&self, out: &mut String, indent: &str, path: &str, local_time: LocalTime<'_>) {
+        for (name, child) in self.named_children() {
+            let path = format!("{path}{name}");
+            let _ = writeln!(out, "{indent}Child node '{path}':");
+            child.write(out, &format!("{indent}    "), &format!("{path}/"), local_time);
+        }
     }
 }
 

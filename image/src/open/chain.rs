@@ -1,8 +1,10 @@
 //! Down the chain and up again.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 
+use block::file::HostFile;
 use block::image::Image;
 use block::raw::{Raw, RawOptions};
 use block::{Error, ErrorKind, Result, ResultExt as _};
@@ -12,10 +14,11 @@ use qcow2::snapshot::Selector;
 use qcow2::{Header, Qcow2};
 use serde_json::Value;
 
-use super::names::{backing_node, data_file_path, resolve_name, text};
-use super::source::{Container, Purpose, open_data_file};
+use super::names::{backing_node, data_file_path, extent_path, folder_of, resolve_name, text};
+use super::source::{Container, Purpose, open_data_file, open_extents};
 use super::{BackingMode, Layer, MAX_CHAIN, OpenOptions};
 use crate::format::Format;
+use crate::formats::{self, Found, How, Parts};
 use crate::spec::{Backing, Node, Source, text_of};
 
 /// An image whose container is open and recognised, but which does not stand on its backing file yet.
@@ -27,6 +30,8 @@ pub(crate) struct Opened {
     pub(crate) probed: bool,
     /// For qcow2.
     pub(crate) header: Option<Header>,
+    /// For formats with a driver.
+    pub(crate) found: Option<Box<dyn Found>>,
     writable: bool,
 }
 
@@ -134,9 +139,29 @@ pub(crate) fn open_own(mut node: Node, purpose: Purpose, options: &OpenOptions) 
     let header = match format {
         Format::Qcow2 if options.for_check => Some(Header::read_for_check(&*container.storage)?),
         Format::Qcow2 => Some(Header::read(&*container.storage)?),
-        Format::Raw | Format::Luks => None,
+        _ => None,
     };
-    Ok(Opened { node, container, format, probed: recognised.is_none(), header, writable })
+    let found = match formats::driver(format) {
+        Some(driver) => {
+            let how = How {
+                writable,
+                for_check: options.for_check,
+                metadata_only: options.metadata_only,
+                path: path_of(&node).map(str::to_owned),
+            };
+            Some(driver.read(&container.storage, &how)?)
+        }
+        None => None,
+    };
+    Ok(Opened { node, container, format, probed: recognised.is_none(), header, found, writable })
+}
+
+/// The path of a node that is a plain file.
+fn path_of(node: &Node) -> Option<&str> {
+    match &node.source {
+        Source::File { path, .. } => Some(path),
+        _ => None,
+    }
 }
 
 impl Opened {
@@ -149,17 +174,68 @@ impl Opened {
 
     /// The name of the file, if it is a plain one, which relative names inside the image count from.
     fn path(&self) -> Option<&str> {
-        match &self.node.source {
-            Source::File { path, .. } => Some(path),
-            _ => None,
-        }
+        path_of(&self.node)
     }
 
     /// The backing file's name as stored, and as resolved.
     pub(crate) fn backing_names(&self) -> Option<(String, Result<String>)> {
+        if let Some(found) = &self.found {
+            return found.backing().and_then(|backing| self.choose(backing.names));
+        }
         let stored = text(self.header.as_ref()?.backing_file.as_deref()?);
         let full = resolve_name(self.path(), &stored);
         (!stored.is_empty()).then_some((stored, full))
+    }
+
+    /// The first of the names that leads to a file; the first of all if none does.
+    fn choose(&self, names: Vec<String>) -> Option<(String, Result<String>)> {
+        let resolve = |name: &String| (name.clone(), resolve_name(self.path(), name));
+        let leads = |full: &Result<String>| full.as_ref().is_ok_and(|full| Path::new(full).exists());
+        let found = names.iter().map(resolve).find(|(_, full)| leads(full));
+        found.or_else(|| names.first().map(resolve))
+    }
+
+    /// The folder that the backing file must lie in, where there is such a rule.
+    fn confined_to(&self) -> Option<&Path> {
+        let confined = self.found.as_ref()?.backing()?.confined;
+        confined.then(|| self.path().map_or(Path::new("."), folder_of))
+    }
+
+    /// The further files of the image, opened.
+    pub(crate) fn open_extents(&self, options: &OpenOptions) -> Result<Vec<Arc<HostFile>>> {
+        let Some(found) = &self.found else { return Ok(vec![]) };
+        let path_of = |extent: &formats::ExtentFile| {
+            let path = extent_path(self.path(), &extent.name, &options.policy)?;
+            Ok((path, extent.writable && self.writable))
+        };
+        let paths = found.extents().iter().map(path_of).collect::<Result<Vec<_>>>()?;
+        open_extents(&paths, &self.container, self.format, options)
+    }
+
+    /// What the image is put together from.
+    pub(crate) fn parts(
+        &self,
+        extents: Vec<Arc<HostFile>>,
+        backing: Option<Arc<Layer>>,
+        options: &OpenOptions,
+    ) -> Parts<'_> {
+        Parts {
+            storage: Arc::clone(&self.container.storage),
+            extents,
+            backing,
+            writable: self.writable,
+            metadata_only: options.metadata_only,
+            level: options.compression,
+            node: &self.node,
+        }
+    }
+
+    /// What the user should know about the image.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        match &self.found {
+            Some(found) => found.warnings(),
+            None => self.header.as_ref().map(warnings_of).unwrap_or_default(),
+        }
     }
 
     /// What lies behind the image, if anything does.
@@ -169,8 +245,11 @@ impl Opened {
             Backing::Node(node) => Ok(Some((**node).clone())),
             Backing::FromImage => {
                 let Some((_, full)) = self.backing_names() else { return Ok(None) };
-                let format = self.header.as_ref().and_then(|h| h.backing_format.as_deref()).map(text);
-                backing_node(&full?, format.as_deref(), &options.policy).map(Some)
+                let format = match &self.found {
+                    Some(found) => found.backing().and_then(|backing| backing.format),
+                    None => self.header.as_ref().and_then(|h| h.backing_format.as_deref()).map(text),
+                };
+                backing_node(&full?, format.as_deref(), self.confined_to(), &options.policy).map(Some)
             }
         }
     }
@@ -192,7 +271,7 @@ impl Opened {
     }
 
     /// The external data file, opened; `None` if the image has none.
-    pub(crate) fn open_data_file(&self, options: &OpenOptions) -> Result<Option<Arc<block::file::HostFile>>> {
+    pub(crate) fn open_data_file(&self, options: &OpenOptions) -> Result<Option<Arc<HostFile>>> {
         let Some(header) = self.header.as_ref().filter(|header| header.has_data_file()) else {
             return match &self.node.data_file {
                 Some(_) => {
@@ -250,7 +329,9 @@ fn build(
     let full_backing_filename = opened.backing_names().map(|(stored, full)| full.unwrap_or(stored));
     let filename = opened.node.shown_name(opened.format);
     let source_name = opened.node.source.shown_name();
-    let mut luks = None;
+    let (mut luks, mut extents) = (None, vec![]);
+    let warnings = opened.warnings();
+    let confined_to = opened.confined_to().map(Path::to_owned);
     let (image, qcow2): (Arc<dyn Image>, _) = match &opened.header {
         None if snapshot.is_some() => {
             return Err(Error::unsupported(format!(
@@ -264,9 +345,16 @@ fn build(
             luks = Some(Arc::clone(&opened));
             (opened, None)
         }
-        None => {
-            (Arc::new(Raw::open(Arc::clone(&opened.container.storage), raw_options(&opened.node)?)?), None)
-        }
+        None => match &opened.found {
+            Some(found) => {
+                extents = opened.open_extents(options)?;
+                (found.open(opened.parts(extents.clone(), backing.clone(), options))?, None)
+            }
+            None => {
+                let raw = Raw::open(Arc::clone(&opened.container.storage), raw_options(&opened.node)?)?;
+                (Arc::new(raw), None)
+            }
+        },
         Some(header) => {
             let encryption = encryption(&opened, header, options)?;
             let own = qcow2_options(&opened.node)?;
@@ -302,11 +390,13 @@ fn build(
         file: opened.container.file,
         container: opened.container.nested,
         data_file,
+        extents,
         backing,
         source_name,
         full_backing_filename,
+        confined_to,
         key_secret: option(&opened.node, KEY_SECRET).and_then(text_of),
-        warnings: opened.header.as_ref().map(warnings_of).unwrap_or_default(),
+        warnings,
     }))
 }
 
@@ -360,7 +450,7 @@ fn encryption(opened: &Opened, header: &Header, options: &OpenOptions) -> Result
 }
 
 /// What the user should know about an image, by its header.
-pub(crate) fn warnings_of(header: &Header) -> Vec<String> {
+fn warnings_of(header: &Header) -> Vec<String> {
     let stale = "a program lacking bitmap support modified this file, so all bitmaps are now considered \
                  inconsistent\nSome clusters may be leaked, run 'qemu-img check -r' on the image file to fix.";
     if header.stale_bitmaps { vec![stale.to_owned()] } else { vec![] }
@@ -404,12 +494,14 @@ const QCOW2_OPTIONS: &[&str] =
 
 /// Complains about options that the format does not have.
 fn check_option_names(node: &Node, format: Format, backing: BackingMode) -> Result<()> {
-    let known = |key: &str| match format {
-        Format::Raw => RAW_OPTIONS.contains(&key),
-        Format::Luks => LUKS_OPTIONS.contains(&key),
-        Format::Qcow2 => {
+    let of_driver = formats::driver(format).map(formats::Driver::node_options);
+    let known = |key: &str| match (of_driver, format) {
+        (Some(options), _) => options.contains(&key),
+        (None, Format::Luks) => LUKS_OPTIONS.contains(&key),
+        (None, Format::Qcow2) => {
             QCOW2_OPTIONS.contains(&key) || QCOW2_IGNORED.contains(&key) || key.starts_with("overlap-check.")
         }
+        (None, _) => RAW_OPTIONS.contains(&key),
     };
     let mut unknown: Vec<&str> =
         node.options.iter().map(|(key, _)| key.as_str()).filter(|key| !known(key)).collect();

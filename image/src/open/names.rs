@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use block::{Error, Result};
+use block::{Error, ErrorKind, Result};
 
 use crate::format::Format;
 use crate::policy::{Policy, Role};
@@ -40,6 +40,31 @@ fn beside(path: &str, name: &str) -> String {
     }
 }
 
+/// The folder that an image lies in.
+pub(crate) fn folder_of(image_path: &str) -> &Path {
+    match Path::new(image_path).parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// The file that a further extent of an image lies in: a plain file name, relative to the image's folder, which it must
+/// not leave.
+///
+/// # Errors
+/// The policy forbids it, or the image is not in a plain file.
+pub(crate) fn extent_path(image_path: Option<&str>, name: &str, policy: &Policy) -> Result<PathBuf> {
+    let Some(image) = image_path else {
+        return Err(Error::unsupported(format!(
+            "the image names a further file '{name}', which can only be found for an image in a plain file"
+        )));
+    };
+    let path = if name.starts_with('/') { PathBuf::from(name) } else { PathBuf::from(beside(image, name)) };
+    policy.check_file(Role::Extent, &path)?;
+    policy.check_confined(Role::Extent, folder_of(image), &path)?;
+    Ok(path)
+}
+
 /// The data file that an image names: only ever a plain file name, and (unlike a backing file's) one that
 /// counts from the current directory, as with qemu. Where there is no such file, one beside the image serves.
 ///
@@ -55,14 +80,29 @@ pub(crate) fn data_file_path(image_path: Option<&str>, name: &str, policy: &Poli
     Ok(path)
 }
 
-/// The backing file that an image names, as something to open.
+/// The backing file that an image names, as something to open; with `confined_to`, one in this folder.
 ///
 /// # Errors
 /// The policy forbids it, the name cannot be understood, or the format is unknown.
-pub(crate) fn backing_node(full_name: &str, format: Option<&str>, policy: &Policy) -> Result<Node> {
+pub(crate) fn backing_node(
+    full_name: &str,
+    format: Option<&str>,
+    confined_to: Option<&Path>,
+    policy: &Policy,
+) -> Result<Node> {
     let mut node = Node::from_filename(full_name, &mut vec![])?;
     match (&node.source, full_name.starts_with("json:")) {
-        (Source::File { path, .. }, false) => policy.check_file(Role::BackingFile, Path::new(path))?,
+        (Source::File { path, .. }, false) => {
+            policy.check_file(Role::BackingFile, Path::new(path))?;
+            if let Some(folder) = confined_to {
+                policy.check_confined(Role::BackingFile, folder, Path::new(path))?;
+            }
+        }
+        _ if confined_to.is_some() => {
+            let message =
+                format!("the image names '{full_name}' as its backing file, which is not a plain file");
+            return Err(Error::new(ErrorKind::Denied, message));
+        }
         _ => policy.check_protocol(Role::BackingFile, full_name)?,
     }
     if let Some(name) = format.filter(|name| !name.is_empty()) {
@@ -130,8 +170,8 @@ mod tests {
             "nbd://h",
         ] {
             assert_eq!(
-                backing_node(name, None, &policy).unwrap_err().kind(),
-                block::ErrorKind::Denied,
+                backing_node(name, None, None, &policy).unwrap_err().kind(),
+                ErrorKind::Denied,
                 "{name}"
             );
         }

@@ -1,6 +1,7 @@
 //! What a format lies in: files, devices, protocols, other images; and the locks that qemu takes on them.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::adapter::DeviceStorage;
@@ -111,7 +112,7 @@ impl Container {
     pub(crate) fn probe(&self) -> Result<Option<Format>> {
         let mut first = [0; Format::PROBE_LEN];
         self.storage.read_at(&mut first, 0)?;
-        match (Format::probe(&first), crate::format::foreign(&first)) {
+        match (crate::formats::probe(&first, &*self.storage)?, crate::format::foreign(&first)) {
             (None, Some(name)) => Err(crate::format::not_readable(name)),
             (recognised, _) => Ok(recognised),
         }
@@ -180,6 +181,48 @@ fn open_file(path: &Path, writable: bool, direct: bool, options: &OpenOptions) -
         _ => error.context(could_not_open(&path.display().to_string())),
     });
     opened.map(Arc::new)
+}
+
+/// Opens and locks further files that an image's contents lie in, each once: the same file under two names is the same
+/// object.
+///
+/// # Errors
+/// The host's, with the path; `Locked`; or a file is the image itself.
+pub(crate) fn open_extents(
+    paths: &[(PathBuf, bool)],
+    image: &Container,
+    format: Format,
+    options: &OpenOptions,
+) -> Result<Vec<Arc<HostFile>>> {
+    let mut files: Vec<Arc<HostFile>> = vec![];
+    let mut by_path: HashMap<(&Path, bool), Arc<HostFile>> = HashMap::new();
+    let mut by_identity: HashMap<(u64, u64), Arc<HostFile>> = HashMap::new();
+    for (path, writable) in paths {
+        if let Some(file) = by_path.get(&(path.as_path(), *writable)) {
+            files.push(Arc::clone(file));
+            continue;
+        }
+        let file = open_file(path, *writable, false, options)?;
+        if image.identity() == Some(file.identity()) {
+            let message =
+                format!("the image names itself ('{}') as a file that holds its data", path.display());
+            return Err(Error::invalid(message));
+        }
+        let file = match by_identity.get(&file.identity()) {
+            Some(known) if !known.read_only() || !*writable => Arc::clone(known),
+            _ => {
+                if image.locking != Locking::Off {
+                    let (wanted, shared) = image_permissions(format, *writable, options);
+                    file.lock(wanted, shared)?;
+                }
+                by_identity.insert(file.identity(), Arc::clone(&file));
+                file
+            }
+        };
+        by_path.insert((path, *writable), Arc::clone(&file));
+        files.push(file);
+    }
+    Ok(files)
 }
 
 /// Opens and locks an external data file.

@@ -124,7 +124,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     let snapshot = args.snapshot.as_deref().map(|text| Wanted::parse(text, app)).transpose()?;
     let lists = options::parse(&args.options);
     if options::asks_for_help(&args.options) {
-        let text = options::help(args.target_format()?, args.filenames.last().map(String::as_str));
+        let text = options::help(args.target_format()?, args.filenames.last().map(String::as_str))?;
         return app.print(&text).map(|()| Exit::OK);
     }
     let lists = lists?;

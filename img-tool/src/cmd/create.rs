@@ -47,7 +47,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     let lists = options::parse(&args.options);
     if options::asks_for_help(&args.options) {
-        let text = options::help(target_format(&args.format)?, args.filename.as_deref());
+        let text = options::help(target_format(&args.format)?, args.filename.as_deref())?;
         return app.print(&text).map(|()| Exit::OK);
     }
     let lists = lists?;
