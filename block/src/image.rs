@@ -151,6 +151,16 @@ pub trait Image: BlockDevice {
         None
     }
 
+    /// The parent has been changed on purpose, and only in what this image shows anyway (it was committed): the parent's
+    /// new [`content_id`](Self::content_id) is recorded, where the format has such a record.
+    ///
+    /// # Errors
+    /// Read-only, or the host failed.
+    fn adopt_parent(&self, content_id: &[u8]) -> Result<()> {
+        let _ = content_id;
+        Ok(())
+    }
+
     /// The container that holds the image itself.
     fn container(&self) -> Option<&Arc<dyn Storage>> {
         None

@@ -91,6 +91,13 @@ pub fn open_for_commit(spec: &Spec, base: usize, options: &OpenOptions) -> Resul
 pub fn commit(top: &Layer, base: usize, request: &CommitRequest, progress: &dyn Progress) -> Result<Tally> {
     let target = top.chain().nth(base).filter(|_| base > 0);
     let target = target.ok_or_else(|| Error::usage("Image does not have a backing file"))?;
+    if base > 1 && target.image.content_id().is_some() {
+        let message = format!(
+            "'{}' is {base} levels down, and what lies above a {} image records its state",
+            target.filename, target.format
+        );
+        return Err(Error::unsupported(message).hint("commit one level at a time, the uppermost first"));
+    }
     progress.starting();
     let (source, device) = (Source::new([top.device()])?, target.device());
     if device.size() < source.size() {
@@ -120,6 +127,10 @@ pub fn commit(top: &Layer, base: usize, request: &CommitRequest, progress: &dyn 
             target.filename, top.filename
         )),
     })?;
+    if let Some(id) = target.image.content_id() {
+        let adopted = top.image.adopt_parent(&id).and_then(|()| top.image.close());
+        adopted.context(|| format!("Could not record the changed base image in '{}'", top.filename))?;
+    }
     if progress.cancelled() {
         return Err(crate::progress::cancelled());
     }
@@ -129,10 +140,9 @@ pub fn commit(top: &Layer, base: usize, request: &CommitRequest, progress: &dyn 
     Ok(tally)
 }
 
-/// Takes everything out of the top image.
+/// Takes everything out of the top image, if its format can do that; otherwise it keeps, as with qemu-img, what the
+/// base holds now as well.
 fn empty(top: &Layer) -> Result<()> {
-    let Some(qcow2) = &top.qcow2 else {
-        return Err(Error::unsupported("only qcow2 images can be emptied"));
-    };
+    let Some(qcow2) = &top.qcow2 else { return Ok(()) };
     qcow2.make_empty().and_then(|()| qcow2.close()).context(|| format!("Could not empty {}", top.filename))
 }

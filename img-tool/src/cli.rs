@@ -194,9 +194,20 @@ pub(crate) fn target_format(name: &str) -> Outcome<Format> {
 pub(crate) const FOREIGN_FORMATS: [&str; 11] =
     ["qcow", "vmdk", "vdi", "vhdx", "vpc", "qed", "parallels", "bochs", "cloop", "dmg", "nbd"];
 
+/// What people call formats, and their names here.
+const OTHER_NAMES: [(&str, &str); 4] = [
+    ("vhd", "vpc"),
+    ("img", "raw"),
+    ("ova", "vmdk (an OVA is an archive: name a disk in it as FILE.ova:DISK)"),
+    ("hdd", "parallels"),
+];
+
 /// Which formats there are, and which one was probably meant.
 fn known_formats(error: block::Error, name: &str) -> block::Error {
     let error = error.hint(format!("this version of vimg knows {}", format_names()));
+    if let Some((_, called)) = OTHER_NAMES.iter().find(|(other, _)| *other == name) {
+        return error.hint(format!("{name} is called {called} here, as by qemu-img"));
+    }
     if FOREIGN_FORMATS.contains(&name) {
         return error;
     }
