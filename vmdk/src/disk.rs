@@ -177,7 +177,7 @@ fn lines_of(layout: &Layout, storage: &Arc<dyn Storage>) -> Result<Vec<ExtentLin
     if let (false, Some(descriptor)) = (layout.stands_alone, layout.descriptor()) {
         return Ok(descriptor.extents().to_vec());
     }
-    let sectors = sparse::capacity(&**storage)?;
+    let sectors = sparse::capacity(storage)?;
     Ok(vec![ExtentLine { access: Access::ReadWrite, sectors, kind: Kind::Sparse, file: None, offset: 0 }])
 }
 

@@ -20,6 +20,7 @@
 //! comments means VMware's "Virtual Disk Format 5.0" (and 1.1 where that says more); section names are its
 //! section names.
 
+mod cowd;
 pub mod descriptor;
 pub mod disk;
 pub mod extent;
@@ -27,7 +28,12 @@ mod flat;
 pub mod header;
 mod identity;
 pub mod layout;
+mod lookup;
+mod pages;
+mod sesparse;
 mod sparse;
+pub mod stream;
+mod tabled;
 
 pub use descriptor::Descriptor;
 pub use disk::{OpenOptions, Vmdk};

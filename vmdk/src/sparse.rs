@@ -8,16 +8,38 @@ use crate::descriptor::Kind;
 use crate::extent::{Extent, How};
 use crate::header::{self, Header};
 use crate::layout::COWD_MAGIC;
+use crate::stream::StreamExtent;
+use crate::tabled::Tabled;
+use crate::{cowd, sesparse};
 
 /// The sectors of the disk that a stand-alone extent holds.
-pub(crate) fn capacity(storage: &dyn Storage) -> Result<u64> {
-    Ok(Header::read(storage, 0)?.capacity)
+pub(crate) fn capacity(storage: &Arc<dyn Storage>) -> Result<u64> {
+    if first_sector(storage)?.starts_with(COWD_MAGIC) {
+        return Ok(cowd::open(storage)?.0.capacity_sectors);
+    }
+    Ok(Header::read(&**storage, 0)?.capacity)
 }
 
 /// Opens a sparse extent by what its file begins with.
 pub(crate) fn open(storage: Arc<dyn Storage>, kind: Kind, how: &How) -> Result<Box<dyn Extent>> {
+    let first = first_sector(&storage)?;
+    if first.starts_with(COWD_MAGIC) {
+        let (header, tables) = cowd::open(&storage)?;
+        return Ok(Box::new(Tabled::new(storage, tables, header.capacity_sectors, how)?));
+    }
+    if sesparse::probe(&first) {
+        let (header, tables) = sesparse::open(&storage)?;
+        return Ok(Box::new(Tabled::new(storage, tables, header.capacity_sectors, how)?));
+    }
+    let header = Header::parse(&first)?;
+    if header.compression == 1 {
+        return Ok(Box::new(StreamExtent::open(storage, header, how)?));
+    }
+    Err(Error::unsupported(format!("extents of kind '{}' are not supported", kind.word())))
+}
+
+fn first_sector(storage: &Arc<dyn Storage>) -> Result<[u8; header::LENGTH]> {
     let mut first = [0; header::LENGTH];
     storage.read_at(&mut first, 0)?;
-    let _ = (how, COWD_MAGIC);
-    Err(Error::unsupported(format!("extents of kind '{}' are not supported", kind.word())))
+    Ok(first)
 }
