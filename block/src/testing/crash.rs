@@ -93,6 +93,7 @@ fn sectors(offset: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
     let end = offset + len;
     (offset / SECTOR..end.div_ceil(SECTOR))
         .map(move |sector| (offset.max(sector * SECTOR), end.min((sector + 1) * SECTOR)))
+        .filter(|(start, end)| start < end)
 }
 
 /// A container in memory that records what is done to it.
