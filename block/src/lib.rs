@@ -46,6 +46,7 @@ pub mod lock;
 pub mod mem;
 pub mod num;
 pub mod overlay;
+pub mod pages;
 pub mod pieces;
 pub mod raw;
 pub mod readonly;

@@ -363,7 +363,9 @@ fn option<'a>(create: &'a CreateRequest, name: &str) -> Option<&'a str> {
 fn refuse_impossible(request: &ConvertRequest, create: &CreateRequest) -> Result<()> {
     let backing = create.backing_file.as_deref().or(option(create, "backing_file"));
     let backing_format = create.backing_format.as_deref().or(option(create, "backing_fmt"));
-    if backing.is_some() && !create.format.has_backing() {
+    // Of some formats that have backing files no image can be made with one.
+    let nameable = crate::options::of_format(create.format).iter().any(|known| known.name == "backing_file");
+    if backing.is_some() && !nameable {
         return Err(Error::usage(format!("Backing file not supported for file format '{}'", create.format)));
     }
     if backing.is_some() && backing_format.is_none() {

@@ -10,11 +10,13 @@ pub enum Format {
     Qcow2,
     /// A LUKS container, version 1: the encrypted bytes of the disk behind a header.
     Luks,
+    /// VHD, the format of Virtual PC, Hyper-V and Azure.
+    Vpc,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: &'static [Self] = &[Self::Raw, Self::Qcow2, Self::Luks];
+    pub const ALL: &'static [Self] = &[Self::Raw, Self::Qcow2, Self::Luks, Self::Vpc];
 
     /// qemu's name of it.
     pub const fn name(self) -> &'static str {
@@ -22,6 +24,7 @@ impl Format {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
             Self::Luks => "luks",
+            Self::Vpc => "vpc",
         }
     }
 
@@ -86,7 +89,6 @@ const FOREIGN: &[(usize, &[u8], &str)] = &[
     (0, b"# Disk DescriptorFile", "vmdk"),
     (0x40, b"\x7f\x10\xda\xbe", "vdi"),
     (0, b"vhdxfile", "vhdx"),
-    (0, b"conectix", "vpc"),
     (0, b"LUKS\xba\xbe", "luks version 2"),
     (0, b"QED\0", "qed"),
     (0, b"WithoutFreeSpace", "parallels"),

@@ -5,6 +5,8 @@
 //! ([`Found`]), and makes new images ([`Make`]). Which files named inside an image may be opened, how they are locked,
 //! and in which order a chain is built is decided by the caller, not by the drivers.
 
+mod vpc;
+
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use crate::spec::Node;
 pub(crate) fn driver(format: Format) -> Option<&'static dyn Driver> {
     match format {
         Format::Raw | Format::Qcow2 | Format::Luks => None,
+        Format::Vpc => Some(&vpc::Vpc),
     }
 }
 

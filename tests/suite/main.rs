@@ -31,3 +31,4 @@ mod resize;
 mod snapshot;
 mod stories;
 mod table;
+mod vpc;

@@ -314,7 +314,7 @@ pub(crate) fn is_backing_format(name: &str) -> bool {
 }
 
 /// A mode of preallocation, for formats that leave it to the file.
-fn protocol_preallocation(options: &Options) -> Result<Preallocation> {
+pub(crate) fn protocol_preallocation(options: &Options) -> Result<Preallocation> {
     preallocation(options).map_err(|_| {
         let name = options.given("preallocation").unwrap_or_default();
         Error::usage(format!("invalid parameter value: {name}"))

@@ -1,0 +1,181 @@
+//! The disk against a plain array of bytes: random writes, zeros, discards, flushes and reopens over all kinds of image.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at the first thing that is wrong")]
+
+mod common;
+
+use std::sync::Arc;
+
+use block::image::Repair;
+use block::mem::MemStorage;
+use block::testing::{Model, Op, Random};
+use block::{BlockDevice, Storage};
+use proptest::prelude::*;
+use vhd::{Container, DiskType, SizeRule, Vhd, check};
+
+#[derive(Debug, Clone)]
+struct Shape {
+    sectors: u64,
+    block_bits: u32,
+    parent: Option<u64>,
+    /// Bits of existing blocks that are cleared before each opening, where that shows the same.
+    fixed: bool,
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    let parent = proptest::option::of(0..400_000u64);
+    (1..700u64, 9..=18u32, parent, proptest::bool::weighted(0.1)).prop_map(
+        |(sectors, block_bits, parent, fixed)| Shape {
+            sectors,
+            block_bits,
+            parent: parent.filter(|_| !fixed),
+            fixed,
+        },
+    )
+}
+
+struct Bench {
+    storage: Arc<dyn Storage>,
+    parent: Option<Arc<dyn BlockDevice>>,
+    vhd: Option<Vhd>,
+    model: Model,
+}
+
+impl Bench {
+    fn new(shape: &Shape) -> Self {
+        let size = shape.sectors * 512;
+        let bytes = if shape.fixed {
+            let storage = MemStorage::new();
+            let options =
+                vhd::create::CreateOptions { size, fixed: true, force_size: true, ..Default::default() };
+            vhd::create::create(&storage, &options).unwrap();
+            storage.to_bytes()
+        } else {
+            let kind = if shape.parent.is_some() { DiskType::Differencing } else { DiskType::Dynamic };
+            common::forge(size, 1 << shape.block_bits, kind)
+        };
+        let mut shown = vec![0; usize::try_from(size).unwrap()];
+        let parent = shape.parent.map(|len| {
+            let mut contents = vec![0; usize::try_from(len).unwrap()];
+            Random::new(77).fill(&mut contents);
+            let there = contents.len().min(shown.len());
+            shown[..there].copy_from_slice(&contents[..there]);
+            common::disk(contents)
+        });
+        let storage: Arc<dyn Storage> = Arc::new(MemStorage::from_bytes(bytes));
+        let mut bench = Self { storage, parent, vhd: None, model: Model::from_bytes(shown) };
+        bench.reopen(true);
+        bench
+    }
+
+    /// Closes the image, checks it, and opens it again.
+    fn reopen(&mut self, writable: bool) {
+        if let Some(vhd) = self.vhd.take() {
+            vhd.close().unwrap();
+        }
+        let container = Container::read(&self.storage, SizeRule::Creator).unwrap();
+        assert_eq!(container.warnings(), Vec::<String>::new());
+        let report = check::check(&container, Repair::None).unwrap();
+        assert!(report.is_clean(), "{report:?}");
+        self.vhd = Some(common::open(&self.storage, self.parent.clone(), writable).unwrap());
+    }
+
+    fn apply(&mut self, op: &Op) {
+        if *op == Op::Reopen {
+            self.reopen(true);
+        }
+        let vhd = self.vhd.as_ref().unwrap();
+        op.run(vhd).unwrap();
+        self.model.apply(op);
+    }
+}
+
+/// The extents of a disk cover it, and what they say of zeros is true.
+fn judge_extents(bench: &Bench) {
+    let vhd = bench.vhd.as_ref().unwrap();
+    let mut at = 0;
+    while at < vhd.size() {
+        let found = block::extent::extent(vhd, at, u64::MAX - at).unwrap();
+        assert!(found.len >= 1 && found.end() <= vhd.size());
+        if found.zero {
+            let mut bytes = vec![1; usize::try_from(found.len).unwrap()];
+            vhd.read_at(&mut bytes, at).unwrap();
+            assert!(bytes.iter().all(|byte| *byte == 0), "{found:?}");
+        }
+        at = found.end();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn it_shows_what_was_written(shape in shape(), raw in proptest::collection::vec(any::<[u64; 3]>(), 1..50)) {
+        let mut bench = Bench::new(&shape);
+        for raw in raw {
+            let op = Op::from_raw(raw, shape.sectors * 512);
+            bench.apply(&op);
+        }
+        bench.model.compare(bench.vhd.as_ref().unwrap()).unwrap();
+        judge_extents(&bench);
+        bench.reopen(false);
+        bench.model.compare(bench.vhd.as_ref().unwrap()).unwrap();
+        judge_extents(&bench);
+    }
+}
+
+/// Every byte of the disk is written by one of several threads, sector by sector in no order.
+#[test]
+fn threads_do_not_disturb_each_other() {
+    const SIZE: u64 = 1 << 20;
+    for parent in [None, Some(vec![7; 1 << 20])] {
+        let kind = if parent.is_some() { DiskType::Differencing } else { DiskType::Dynamic };
+        let storage: Arc<dyn Storage> = Arc::new(MemStorage::from_bytes(common::forge(SIZE, 4096, kind)));
+        let vhd = common::open(&storage, parent.map(common::disk), true).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4u8 {
+                let vhd = &vhd;
+                scope.spawn(move || {
+                    let step = usize::from(thread) * 2 + 5;
+                    for turn in 0..4096usize {
+                        // A quarter of each run of 256 bytes belongs to each thread.
+                        let place = (turn * step) % 4096;
+                        let offset = place as u64 * 256 + u64::from(thread) * 64;
+                        vhd.write_at(&[thread + 1; 64], offset).unwrap();
+                        if turn % 1000 == 0 {
+                            vhd.flush().unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        vhd.close().unwrap();
+        drop(vhd);
+        let parent = (kind == DiskType::Differencing).then(|| common::disk(vec![7; 1 << 20]));
+        let vhd = common::open(&storage, parent, false).unwrap();
+        let mut bytes = vec![0; usize::try_from(SIZE).unwrap()];
+        vhd.read_at(&mut bytes, 0).unwrap();
+        let wrong = bytes.iter().enumerate().find(|(at, byte)| usize::from(**byte) != at / 64 % 4 + 1);
+        assert_eq!(wrong, None);
+    }
+}
+
+/// What was set aside in an order lies in that order, and what was not used is given back.
+#[test]
+fn places_follow_the_order_in_which_they_were_set_aside() {
+    let storage: Arc<dyn Storage> =
+        Arc::new(MemStorage::from_bytes(common::forge(1 << 20, 65536, DiskType::Dynamic)));
+    let before = storage.len().unwrap();
+    let vhd = common::open(&storage, None, true).unwrap();
+    vhd.reserve(0, 1 << 20).unwrap();
+    vhd.write_at(&[2; 10], 65536).unwrap();
+    vhd.write_at(&[1; 10], 0).unwrap();
+    let place = |at| vhd.layer_extent(at, 1).unwrap().host_offset.unwrap();
+    assert!(place(0) < place(65536) && place(0) % 4096 == 0);
+    vhd.close().unwrap();
+    let stride = 65536 + 4096;
+    assert!(storage.len().unwrap() <= before + 2 * stride + 4096, "{}", storage.len().unwrap());
+    drop(vhd);
+    let container = Container::read(&storage, SizeRule::Creator).unwrap();
+    assert_eq!(container.warnings(), Vec::<String>::new());
+}
