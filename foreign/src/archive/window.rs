@@ -1,0 +1,80 @@
+//! A part of a file as a file of its own.
+
+use std::sync::Arc;
+
+use block::num::to_usize;
+use block::{Error, HostExtent, Result, Storage, ZeroMode};
+
+/// Some consecutive bytes of a storage, read-only.
+#[derive(Debug)]
+pub struct Window {
+    storage: Arc<dyn Storage>,
+    offset: u64,
+    len: u64,
+    name: String,
+}
+
+impl Window {
+    /// The `len` bytes of `storage` at `offset`, which have to be there, called `name` within it.
+    pub fn new(storage: Arc<dyn Storage>, offset: u64, len: u64, name: &str) -> Self {
+        let name = format!("{}:{name}", storage.name());
+        Self { storage, offset, len, name }
+    }
+}
+
+impl Storage for Window {
+    fn len(&self) -> Result<u64> {
+        Ok(self.len)
+    }
+
+    fn set_len(&self, _len: u64) -> Result<()> {
+        Err(Error::read_only())
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let there = to_usize(self.len.saturating_sub(offset).min(buf.len() as u64));
+        let (head, tail) = buf.split_at_mut(there);
+        tail.fill(0);
+        if head.is_empty() { Ok(()) } else { self.storage.read_at(head, self.offset + offset) }
+    }
+
+    fn write_at(&self, _buf: &[u8], _offset: u64) -> Result<()> {
+        Err(Error::read_only())
+    }
+
+    fn zero_range(&self, _offset: u64, _len: u64, _mode: ZeroMode) -> Result<()> {
+        Err(Error::read_only())
+    }
+
+    fn discard_range(&self, _offset: u64, _len: u64) -> Result<()> {
+        Err(Error::read_only())
+    }
+
+    fn allocate_range(&self, _offset: u64, _len: u64) -> Result<()> {
+        Err(Error::read_only())
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn extent(&self, offset: u64, max_len: u64) -> Result<HostExtent> {
+        let there = self.len.saturating_sub(offset).min(max_len);
+        if there == 0 {
+            return Ok(HostExtent { data: false, len: max_len });
+        }
+        self.storage.extent(self.offset + offset, there)
+    }
+
+    fn read_only(&self) -> bool {
+        true
+    }
+
+    fn fixed_len(&self) -> bool {
+        false
+    }
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+}
