@@ -79,6 +79,12 @@ pub(crate) trait Layout: Debug + Send + Sync {
         Err(Error::unsupported("the image was opened without its passphrase"))
     }
 
+    /// The same, able to read [`Place::Sealed`] bytes.
+    fn unlocked(&self, key: crypt::Volume) -> Result<Arc<dyn Layout>> {
+        let _ = key;
+        Err(Error::usage("the image is not encrypted"))
+    }
+
     /// Examines the structures.
     fn check(&self) -> Result<CheckReport> {
         Err(Error::unsupported("This image format does not support checks"))
@@ -88,7 +94,7 @@ pub(crate) trait Layout: Debug + Send + Sync {
 /// An image of one of the formats of this crate. Read-only.
 #[derive(Debug)]
 pub struct Foreign {
-    layout: Box<dyn Layout>,
+    layout: Arc<dyn Layout>,
     storage: Arc<dyn Storage>,
     /// Of the file when it was opened, in bytes.
     len: u64,
@@ -98,7 +104,7 @@ pub struct Foreign {
 
 impl Foreign {
     pub(crate) fn new(
-        layout: Box<dyn Layout>,
+        layout: Arc<dyn Layout>,
         storage: Arc<dyn Storage>,
         backing: Option<Arc<dyn BlockDevice>>,
     ) -> Result<Self> {

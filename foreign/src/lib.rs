@@ -20,9 +20,17 @@
 //! [`archive`] is the other thing that a migration meets: disks inside tar files (an OVA is one), plain or gzipped.
 
 pub mod archive;
+mod bochs;
+mod cloop;
 mod device;
+mod dmg;
+mod format;
+mod parallels;
+mod qcow;
+mod qed;
 mod tables;
 mod units;
 mod unpack;
 
 pub use device::Foreign;
+pub use format::{Backing, Format, Opened};

@@ -112,9 +112,11 @@ mod tests {
         let data: Vec<u8> = (0..100_000u32).map(|n| u8::try_from(n / 7 % 256).unwrap()).collect();
         let packed = deflated(&data);
         assert_eq!(inflate(&packed, data.len(), true).unwrap(), data);
-        for (packed, len) in
-            [(&packed[..], data.len() - 1), (&packed, data.len() + 1), (&packed[..packed.len() - 1], data.len())]
-        {
+        for (packed, len) in [
+            (&packed[..], data.len() - 1),
+            (&packed, data.len() + 1),
+            (&packed[..packed.len() - 1], data.len()),
+        ] {
             assert_eq!(inflate(packed, len, true).unwrap_err().kind(), ErrorKind::Corrupt);
         }
         let mut wrong = packed.clone();

@@ -332,14 +332,8 @@ impl Decoder {
         // The ring has to be shown as a whole: what is behind `end` is older history. The decoder writes up to the
         // end of what it is shown, so a limit holds it back.
         let limit = end - self.window_at;
-        let (status, read, written) = decompress_with_limit(
-            &mut self.inflater,
-            packed,
-            &mut self.window,
-            self.window_at,
-            limit,
-            flags,
-        );
+        let (status, read, written) =
+            decompress_with_limit(&mut self.inflater, packed, &mut self.window, self.window_at, limit, flags);
         let (read, written) = (read.min(packed.len()), written.min(limit));
         out[..written].copy_from_slice(&self.window[self.window_at..self.window_at + written]);
         self.window_at = (self.window_at + written) % WINDOW;
@@ -450,7 +444,10 @@ impl Input {
 }
 
 fn ends_early(at: u64) -> Error {
-    Error::new(ErrorKind::Truncated, format!("the gzip stream ends in the middle, at {at:#x} of the compressed bytes"))
+    Error::new(
+        ErrorKind::Truncated,
+        format!("the gzip stream ends in the middle, at {at:#x} of the compressed bytes"),
+    )
 }
 
 fn corrupt(what: &str, at: u64) -> Error {

@@ -243,9 +243,10 @@ pub(super) fn is_header(bytes: &[u8]) -> bool {
 fn number(field: &[u8]) -> Option<u64> {
     let first = *field.first()?;
     if first == 0x80 {
-        return field.get(1..)?.iter().try_fold(0_u64, |value, byte| {
-            value.checked_mul(256).map(|value| value | u64::from(*byte))
-        });
+        return field
+            .get(1..)?
+            .iter()
+            .try_fold(0_u64, |value, byte| value.checked_mul(256).map(|value| value | u64::from(*byte)));
     }
     if first & 0x80 != 0 {
         return None;

@@ -161,12 +161,17 @@ fn damaged_archives_are_refused() {
     let mut wrong = good.clone();
     wrong[1024 + 3] = b'x';
     assert_eq!(error_of(wrong, "d").kind(), ErrorKind::Invalid);
-    assert_eq!(error_of(vec![7; 4096], "d").to_string(), "the file is not a tar archive: there is no header at 0x0");
+    assert_eq!(
+        error_of(vec![7; 4096], "d").to_string(),
+        "the file is not a tar archive: there is no header at 0x0"
+    );
     error_of(vec![], "d");
     let twice = [member("d", b"old"), member("d", b"new"), end()].concat();
     assert_eq!(error_of(twice, "d").to_string(), "the archive has two members called 'd'");
-    for record in ["99 path=x\n", "x", "5 a\nxx", "0 path=x\n", "12345678901234567890 path=x\n", "8 size=\n"] {
-        let pax = [header(b"pax", b'x', &octal(record.len())), contents(record.as_bytes()), member("d", b"1")];
+    for record in ["99 path=x\n", "x", "5 a\nxx", "0 path=x\n", "12345678901234567890 path=x\n", "8 size=\n"]
+    {
+        let pax =
+            [header(b"pax", b'x', &octal(record.len())), contents(record.as_bytes()), member("d", b"1")];
         assert_eq!(error_of(pax.concat(), "d").kind(), ErrorKind::Invalid, "{record}");
     }
     let endless = header(b"x", b'x', &octal(1 << 30));
