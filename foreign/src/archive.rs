@@ -31,6 +31,11 @@ pub fn looks_like_archive(first: &[u8]) -> bool {
     tar::is_header(first) || gzip::is_header(first)
 }
 
+/// Whether a file that begins with these bytes is a tar archive: a header whose checksum is right.
+pub fn is_tar(first: &[u8]) -> bool {
+    tar::is_header(first)
+}
+
 /// A disk found in an archive.
 #[derive(Debug)]
 pub struct Found {

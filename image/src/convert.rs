@@ -470,8 +470,10 @@ fn fresh_of_new(request: &ConvertRequest, target: &Layer, create: &CreateRequest
 fn shared_from(sources: &[Arc<Layer>], backing: &Layer) -> Option<u32> {
     let [source] = sources else { return None };
     let same = |layer: &Layer| {
-        let identity =
-            |layer: &Layer| Some((layer.file.as_ref()?.identity(), layer.format, layer.image.size()));
+        let identity = |layer: &Layer| {
+            let file = layer.file.as_ref()?.identity();
+            Some((file, layer.member.clone(), layer.format, layer.image.size()))
+        };
         identity(layer).is_some_and(|found| Some(found) == identity(backing))
     };
     let position = source.chain().skip(1).position(same)?;

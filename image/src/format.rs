@@ -12,11 +12,35 @@ pub enum Format {
     Luks,
     /// VHD, the format of Virtual PC, Hyper-V and Azure.
     Vpc,
+    /// QEMU's copy on write, version 1 (read only).
+    Qcow,
+    /// QEMU's enhanced disk (read only).
+    Qed,
+    /// Parallels' expandable images (read only).
+    Parallels,
+    /// Compressed loop images (read only).
+    Cloop,
+    /// Growing images of Bochs (read only).
+    Bochs,
+    /// Apple's disk images (read only).
+    Dmg,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: &'static [Self] = &[Self::Raw, Self::Qcow2, Self::Luks, Self::Vpc];
+    pub const ALL: &'static [Self] = &[
+        Self::Raw,
+        Self::Qcow2,
+        Self::Luks,
+        Self::Qcow,
+        Self::Qed,
+        Self::Parallels,
+        Self::Cloop,
+        Self::Bochs,
+        // Known by their ends: asked when nothing else is recognised.
+        Self::Vpc,
+        Self::Dmg,
+    ];
 
     /// qemu's name of it.
     pub const fn name(self) -> &'static str {
@@ -25,6 +49,12 @@ impl Format {
             Self::Qcow2 => "qcow2",
             Self::Luks => "luks",
             Self::Vpc => "vpc",
+            Self::Qcow => "qcow",
+            Self::Qed => "qed",
+            Self::Parallels => "parallels",
+            Self::Cloop => "cloop",
+            Self::Bochs => "bochs",
+            Self::Dmg => "dmg",
         }
     }
 
@@ -83,18 +113,12 @@ impl std::fmt::Display for Format {
 
 /// Formats of qemu that are not read here, by their first bytes: offset, bytes, name.
 const FOREIGN: &[(usize, &[u8], &str)] = &[
-    (0, b"QFI\xfb\0\0\0\x01", "qcow"),
     (0, b"KDMV", "vmdk"),
     (0, b"COWD", "vmdk"),
     (0, b"# Disk DescriptorFile", "vmdk"),
     (0x40, b"\x7f\x10\xda\xbe", "vdi"),
     (0, b"vhdxfile", "vhdx"),
     (0, b"LUKS\xba\xbe", "luks version 2"),
-    (0, b"QED\0", "qed"),
-    (0, b"WithoutFreeSpace", "parallels"),
-    (0, b"WithouFreSpacExt", "parallels"),
-    (0, b"Bochs Virtual HD Image", "bochs"),
-    (0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", "cloop"),
 ];
 
 /// The name of the format that qemu would recognise and that is not read here. Taking such a file for raw would

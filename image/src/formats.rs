@@ -6,6 +6,7 @@
 //! and in which order a chain is built is decided by the caller, not by the drivers.
 
 mod vpc;
+mod foreign;
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ pub(crate) use crate::create::make::Made;
 use crate::format::Format;
 use crate::open::Layer;
 use crate::options::{Definition, Options};
+use crate::secret::Secrets;
 use crate::spec::Node;
 
 /// The driver of a format, if it has one.
@@ -26,6 +28,9 @@ pub(crate) fn driver(format: Format) -> Option<&'static dyn Driver> {
     match format {
         Format::Raw | Format::Qcow2 | Format::Luks => None,
         Format::Vpc => Some(&vpc::Vpc),
+        Format::Cloop | Format::Parallels | Format::Qed | Format::Bochs | Format::Dmg | Format::Qcow => {
+            foreign::driver(format)
+        }
     }
 }
 
@@ -184,6 +189,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) level: qcow2::codec::Level,
     /// The node, for its options.
     pub(crate) node: &'a Node,
+    /// Passphrases, by the names that options refer to.
+    pub(crate) secrets: &'a Secrets,
 }
 
 impl Parts<'_> {

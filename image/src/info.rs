@@ -85,10 +85,10 @@ impl Description {
 
     fn of_protocol(layer: &Layer) -> Result<Self> {
         Ok(Self {
-            filename: layer
-                .file
-                .as_ref()
-                .map_or_else(|| layer.source_name.clone(), |f| f.path().display().to_string()),
+            filename: match (&layer.file, &layer.member) {
+                (Some(file), None) => file.path().display().to_string(),
+                _ => layer.source_name.clone(),
+            },
             format: protocol_name(&layer.protocol),
             is_protocol: true,
             has_protocol_data: true,
@@ -128,6 +128,9 @@ impl Description {
 
     /// A disk of nothing cannot be dirty, nor what lies on it.
     fn has_dirty_flag(&self) -> bool {
+        if WITHOUT_DIRTY_FLAG.contains(&self.format) {
+            return false;
+        }
         let lowest = std::iter::successors(Some(self), |this| this.child.as_deref()).last();
         !lowest.is_some_and(|lowest| lowest.format.starts_with("null-"))
     }
@@ -157,6 +160,9 @@ impl Description {
         (!data.is_empty()).then(|| json!({ "type": self.format, "data": crate::json::object(data) }))
     }
 }
+
+/// Formats whose drivers in qemu cannot tell whether an image was closed.
+const WITHOUT_DIRTY_FLAG: &[&str] = &["bochs", "cloop", "dmg", "parallels"];
 
 fn snapshot(snapshot: &SnapshotInfo) -> Value {
     const NANOSECONDS: u64 = 1_000_000_000;

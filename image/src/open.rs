@@ -108,6 +108,8 @@ pub struct Layer {
     pub storage: Arc<dyn Storage>,
     /// The same, if it is a file or block device.
     pub file: Option<Arc<HostFile>>,
+    /// The name of the member, if the image lies in a member of an archive; the file is the archive then.
+    pub member: Option<String>,
     /// The same, if it is the disk of another image.
     pub container: Option<Arc<Self>>,
     /// The external data file.

@@ -239,9 +239,9 @@ fn above_common(old: Option<&Layer>, new: Option<&Layer>) -> (u32, u32) {
     (above(old.len()), above(new.len()))
 }
 
-/// What two layers have in common if they are the same image, opened twice: file, format, size, the place of the
+/// What two layers have in common if they are the same image, opened twice: file, member of an archive, format, size, the place of the
 /// first byte (raw images may be parts of a file), data file.
-type Identity = ((u64, u64), Format, u64, Option<u64>, Option<(u64, u64)>);
+type Identity = ((u64, u64), Option<String>, Format, u64, Option<u64>, Option<(u64, u64)>);
 
 fn identity(layer: &Layer) -> Option<Identity> {
     let size = layer.image.size();
@@ -250,5 +250,5 @@ fn identity(layer: &Layer) -> Option<Identity> {
         _ => None,
     };
     let data = layer.data_file.as_ref().map(|file| file.identity());
-    Some((layer.file.as_ref()?.identity(), layer.format, size, first, data))
+    Some((layer.file.as_ref()?.identity(), layer.member.clone(), layer.format, size, first, data))
 }

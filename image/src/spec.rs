@@ -5,10 +5,12 @@
 //! instead of the ones named in the image. `json:{...}` spells the tree nested or with dotted keys,
 //! `--image-opts` with dotted keys only, and a plain name is the tree of one file.
 //!
-//! Parsing is without I/O. What a name means is decided here and nowhere else; the [`open`](mod@crate::open) module acts on it.
+//! Parsing is without I/O, except that a name with a colon in it may be that of a file, or of an archive and a member
+//! of it: which one is looked up. What a name means is decided here and nowhere else; the [`open`](mod@crate::open) module acts on it.
 
 mod json;
 mod keyval;
+mod member;
 mod nbd;
 mod node;
 mod null;
@@ -73,9 +75,13 @@ impl Spec {
         self
     }
 
-    /// The plain file or device it names, if it is nothing more than that.
+    /// The plain file, device or archive that it names, if it is nothing more than that.
     pub fn path(&self) -> Option<&std::path::Path> {
-        self.node.plain_path().map(std::path::Path::new)
+        let path = match &self.node.source {
+            Source::Member { archive, .. } => Some(archive.as_str()),
+            _ => self.node.plain_path(),
+        };
+        path.map(std::path::Path::new)
     }
 
     /// What the user should be told about the way it is spelled, in qemu's words.

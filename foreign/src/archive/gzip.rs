@@ -53,6 +53,8 @@ pub(super) fn is_header(first: &[u8]) -> bool {
 #[derive(Debug)]
 pub struct Gzip {
     name: String,
+    /// Compressed bytes.
+    packed_len: u64,
     decode: Mutex<Decode>,
     blocks: Mutex<Blocks>,
 }
@@ -141,7 +143,7 @@ impl Gzip {
             failed: None,
             len: None,
         };
-        Ok(Self { name, decode: Mutex::new(decode), blocks: Mutex::default() })
+        Ok(Self { name, packed_len: len, decode: Mutex::new(decode), blocks: Mutex::default() })
     }
 
     /// A block of inflated bytes; shorter at the end of the stream, empty past it.
@@ -503,6 +505,10 @@ impl Storage for Gzip {
 
     fn read_only(&self) -> bool {
         true
+    }
+
+    fn allocated(&self) -> Result<Option<u64>> {
+        Ok(Some(self.packed_len))
     }
 
     fn name(&self) -> String {

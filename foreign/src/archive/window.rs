@@ -70,8 +70,8 @@ impl Storage for Window {
         true
     }
 
-    fn fixed_len(&self) -> bool {
-        false
+    fn allocated(&self) -> Result<Option<u64>> {
+        Ok(Some(self.len))
     }
 
     fn name(&self) -> String {

@@ -127,8 +127,8 @@ pub(crate) fn open_own(mut node: Node, purpose: Purpose, options: &OpenOptions) 
     } else {
         options
     };
-    let container = Container::open(&node, writable, options)?;
     let named = if purpose == Purpose::Top { options.format.or(node.driver) } else { node.driver };
+    let container = Container::open(&node, writable, named, options)?;
     let recognised = match named {
         Some(_) => named,
         None => container.probe()?,
@@ -168,6 +168,9 @@ impl Opened {
     /// The part of the file that is used, as far as options say: two windows of one file are two images.
     fn window(&self) -> Option<(String, String)> {
         let value = |key| option(&self.node, key).and_then(text_of).unwrap_or_default();
+        if let Source::Member { member, .. } = &self.node.source {
+            return Some(("member".to_owned(), member.clone()));
+        }
         let window = (value("offset"), value("size"));
         (!window.0.is_empty() || !window.1.is_empty()).then_some(window)
     }
@@ -213,12 +216,12 @@ impl Opened {
     }
 
     /// What the image is put together from.
-    pub(crate) fn parts(
-        &self,
+    pub(crate) fn parts<'a>(
+        &'a self,
         extents: Vec<Arc<HostFile>>,
         backing: Option<Arc<Layer>>,
-        options: &OpenOptions,
-    ) -> Parts<'_> {
+        options: &'a OpenOptions,
+    ) -> Parts<'a> {
         Parts {
             storage: Arc::clone(&self.container.storage),
             extents,
@@ -227,6 +230,7 @@ impl Opened {
             metadata_only: options.metadata_only,
             level: options.compression,
             node: &self.node,
+            secrets: &options.secrets,
         }
     }
 
@@ -234,8 +238,22 @@ impl Opened {
     pub(crate) fn warnings(&self) -> Vec<String> {
         match &self.found {
             Some(found) => found.warnings(),
+            None if self.probed => self.archive_warning(),
             None => self.header.as_ref().map(warnings_of).unwrap_or_default(),
         }
+    }
+
+    /// That what is taken for a raw disk is an archive, whose members may be what was meant.
+    fn archive_warning(&self) -> Vec<String> {
+        let mut first = [0; foreign::archive::PROBE_LEN];
+        let read = self.container.storage.read_at(&mut first, 0);
+        if read.is_err() || !foreign::archive::is_tar(&first) {
+            return vec![];
+        }
+        let name = self.node.shown_name(self.format);
+        vec![format!(
+            "'{name}' is a tar archive and is taken for a raw disk; a disk in it is called {name}:MEMBER"
+        )]
     }
 
     /// What lies behind the image, if anything does.
@@ -388,6 +406,7 @@ fn build(
         luks,
         storage: opened.container.storage,
         file: opened.container.file,
+        member: opened.container.member,
         container: opened.container.nested,
         data_file,
         extents,

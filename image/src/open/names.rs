@@ -98,6 +98,9 @@ pub(crate) fn backing_node(
                 policy.check_confined(Role::BackingFile, folder, Path::new(path))?;
             }
         }
+        (Source::Member { archive, .. }, false) if confined_to.is_none() => {
+            policy.check_file(Role::BackingFile, Path::new(archive))?;
+        }
         _ if confined_to.is_some() => {
             let message =
                 format!("the image names '{full_name}' as its backing file, which is not a plain file");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use block::adapter::DeviceStorage;
 use block::file::{FileOptions, HostFile};
 use block::lock::Permissions;
-use block::{Error, Result, Storage};
+use block::{Error, ErrorKind, Result, Storage};
 
 use super::{BackingMode, Layer, OpenOptions, Share};
 use crate::format::Format;
@@ -19,6 +19,8 @@ pub(crate) struct Container {
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) file: Option<Arc<HostFile>>,
     pub(crate) nested: Option<Arc<Layer>>,
+    /// The name of the member of an archive; `file` is the archive then.
+    pub(crate) member: Option<String>,
     pub(crate) protocol: String,
     locking: Locking,
 }
@@ -35,11 +37,16 @@ pub(crate) enum Purpose {
 }
 
 impl Container {
-    /// Opens what a node lies in.
+    /// Opens what a node lies in. `format`: that of the image, if it has been named.
     ///
     /// # Errors
     /// The host's, with the path; or the protocol's.
-    pub(crate) fn open(node: &Node, writable: bool, options: &OpenOptions) -> Result<Self> {
+    pub(crate) fn open(
+        node: &Node,
+        writable: bool,
+        format: Option<Format>,
+        options: &OpenOptions,
+    ) -> Result<Self> {
         match &node.source {
             Source::File { path, device, locking, direct } => {
                 let file = open_file(Path::new(path), writable, *direct, options)?;
@@ -56,6 +63,7 @@ impl Container {
                         storage: Arc::new(null?),
                         file: None,
                         nested: None,
+                        member: None,
                         protocol: request.driver.clone(),
                         locking: Locking::Off,
                     });
@@ -65,12 +73,28 @@ impl Container {
                     storage: Arc::new(DeviceStorage::new(device)),
                     file: None,
                     nested: None,
+                    member: None,
                     protocol: request.driver.clone(),
                     locking: Locking::Off,
                 })
             }
             Source::Nested(inner) => Self::of_image(inner, writable, options),
+            Source::Member { archive, member } => {
+                if writable {
+                    let message = format!("'{archive}' is an archive, whose members are not written");
+                    return Err(Error::new(ErrorKind::ReadOnly, message));
+                }
+                let file = open_file(Path::new(archive), false, false, options)?;
+                Self::of_member(file, member, format)
+            }
         }
+    }
+
+    /// A member of an archive. One that was called raw may begin like a compressed one and is left as it is.
+    fn of_member(file: Arc<HostFile>, member: &str, format: Option<Format>) -> Result<Self> {
+        let archive = Arc::clone(&file) as Arc<dyn Storage>;
+        let found = foreign::archive::open(archive, member, format != Some(Format::Raw))?;
+        Ok(Self { storage: found.storage, member: Some(found.name), ..Self::of_file(file, Locking::Auto) })
     }
 
     fn of_file(file: Arc<HostFile>, locking: Locking) -> Self {
@@ -79,6 +103,7 @@ impl Container {
             storage: Arc::clone(&file) as Arc<dyn Storage>,
             file: Some(file),
             nested: None,
+            member: None,
             protocol: protocol.to_owned(),
             locking,
         }
@@ -101,6 +126,7 @@ impl Container {
             file: None,
             protocol: layer.format.name().to_owned(),
             nested: Some(layer),
+            member: None,
             locking: Locking::Off,
         })
     }

@@ -49,6 +49,13 @@ pub(crate) enum Source {
     Protocol(ProtocolRequest),
     /// Another format node, whose disk is our container.
     Nested(Box<Node>),
+    /// A member of an archive.
+    Member {
+        /// Path of the archive.
+        archive: String,
+        /// Name of the member.
+        member: String,
+    },
 }
 
 /// `file.locking`.
@@ -107,7 +114,10 @@ impl Node {
             return Self::from_options(keyval::nest(super::json::parse_object(object)?)?, warnings);
         }
         let Some((scheme, rest)) = split_protocol(name) else {
-            return Ok(Self::of(named_file(name, false)?));
+            return Ok(Self::of(match super::member::split(name) {
+                Some(member) => member,
+                None => named_file(name, false)?,
+            }));
         };
         Ok(Self::of(match driver_of_scheme(scheme) {
             Some("file") => named_file(rest, false)?,
@@ -121,10 +131,13 @@ impl Node {
                 }
                 .checked()?,
             ),
-            None => {
-                let error = Error::usage(format!("Unknown protocol '{scheme}'"));
-                return Err(error.hint("a file with a colon in its name is called ./NAME"));
-            }
+            None => match super::member::split(name) {
+                Some(member) => member,
+                None => {
+                    let error = Error::usage(format!("Unknown protocol '{scheme}'"));
+                    return Err(error.hint("a file with a colon in its name is called ./NAME"));
+                }
+            },
         }))
     }
 
@@ -213,6 +226,7 @@ impl Node {
     pub(crate) fn shown_name(&self, format: Format) -> String {
         match &self.source {
             Source::File { path, .. } if self.is_expressible() => path.clone(),
+            Source::Member { archive, member } if self.is_expressible() => format!("{archive}:{member}"),
             Source::Protocol(ProtocolRequest { name: Some(name), .. }) if self.is_expressible() => {
                 name.clone()
             }
@@ -253,6 +267,7 @@ impl Source {
         let tree = self.tree();
         match self {
             Self::File { path, .. } => path.clone(),
+            Self::Member { archive, member } => format!("{archive}:{member}"),
             Self::Protocol(ProtocolRequest { name: Some(name), .. }) => name.clone(),
             Self::Protocol(request)
                 if null::is_null(&request.driver) && tree.as_object().is_some_and(|tree| tree.len() == 1) =>
@@ -281,6 +296,9 @@ impl Source {
                 Value::Object(tree)
             }
             Self::Nested(node) => node.tree(node.driver.unwrap_or(Format::Raw)),
+            Self::Member { archive, member } => {
+                serde_json::json!({ "driver": "file", "filename": format!("{archive}:{member}") })
+            }
         }
     }
 }
@@ -341,7 +359,12 @@ fn file_from_options(driver: &'static str, mut options: Map<String, Value>) -> R
         Some(key) => {
             Err(Error::usage(format!("Block protocol '{driver}' doesn't support the option '{key}'")))
         }
-        None => Ok(Source::File { path, device: driver == "host_device", locking, direct: common.direct }),
+        None => match super::member::split(&path).filter(|_| driver == "file") {
+            Some(member) => Ok(member),
+            None => {
+                Ok(Source::File { path, device: driver == "host_device", locking, direct: common.direct })
+            }
+        },
     }
 }
 
