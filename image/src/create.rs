@@ -178,12 +178,9 @@ fn target_path(filename: &str) -> Result<PathBuf> {
             request.driver
         ))),
         Source::Nested(_) => Err(Error::usage("an image is created in a file")),
-        Source::Member { archive, .. } => Err(Error::usage(format!(
-            "'{archive}' is an archive, in which no image can be created"
-        ))
-        .hint(
-            "a file with a colon in its name cannot lie beside an archive that is called like its beginning",
-        )),
+        Source::Member { archive, .. } => {
+            Err(Error::usage(format!("'{archive}' is an archive, in which no image can be created")))
+        }
     }
 }
 
