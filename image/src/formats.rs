@@ -5,8 +5,8 @@
 //! ([`Found`]), and makes new images ([`Make`]). Which files named inside an image may be opened, how they are locked,
 //! and in which order a chain is built is decided by the caller, not by the drivers.
 
-mod vpc;
 mod foreign;
+mod vpc;
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
