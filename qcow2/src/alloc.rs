@@ -56,9 +56,6 @@ pub(crate) struct Meta {
     /// Writing the header has failed: on disk it may name the old tables or the new ones, or say either size. The
     /// next flush writes it again before anything else. See [`Qcow2::settle_header`](crate::Qcow2).
     pub(crate) header_unsure: bool,
-    /// Writing the whole header has failed: the disk may hold the old one or the new one. The next flush writes the
-    /// old one again.
-    pub(crate) header_lost: bool,
 }
 
 impl Meta {
@@ -83,7 +80,6 @@ impl Meta {
             may_grow_table: false,
             growth_needed: None,
             header_unsure: false,
-            header_lost: false,
         }
     }
 
@@ -499,6 +495,5 @@ impl Meta {
             && self.pending_free.is_empty()
             && self.refcounts.is_clean()
             && !self.header_unsure
-            && !self.header_lost
     }
 }

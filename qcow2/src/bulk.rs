@@ -22,6 +22,7 @@ impl Qcow2 {
         self.throttle()?;
         let (first, last) = self.clusters(offset, len);
         let _held = self.stripes.shared(first, last);
+        self.check_overtaken(last)?;
         let map = self.map()?;
         let mut guest = first;
         while guest <= last {
@@ -93,6 +94,7 @@ impl Qcow2 {
         self.throttle()?;
         let (first, last) = self.clusters(guest, len);
         let _held = self.stripes.exclusive(first, last);
+        self.check_overtaken(last)?;
         if self.lookup(guest, len)?.len < len
             || !matches!(self.entry_at(guest)?, Entry::Plain { host: None, .. })
         {
@@ -150,6 +152,7 @@ impl Qcow2 {
         self.throttle()?;
         let (first, last) = self.clusters(offset, len);
         let _held = self.stripes.exclusive(first, last);
+        self.check_overtaken(last)?;
         let places = self.allocate_packed(first, &packed)?;
         let sizes = || places.iter().copied().zip(packed.iter().map(|bytes| bytes.len() as u64));
         let result = self.write_batches(&packed, &places).and_then(|()| {
@@ -241,6 +244,7 @@ impl Qcow2 {
         self.throttle()?;
         let (first, last) = self.clusters(start, len);
         let _held = self.stripes.exclusive(first, last);
+        self.check_overtaken(last)?;
         if !matches!(self.entry_at(start)?, Entry::Plain { host: None, zero: 0, .. }) {
             return Ok(());
         }
@@ -261,6 +265,7 @@ impl Qcow2 {
         self.throttle()?;
         let (first, last) = self.clusters(at, len);
         let _held = self.stripes.exclusive(first, last);
+        self.check_overtaken(last)?;
         let mut guest = first;
         while guest <= last {
             let offset = self.geometry.offset_of(guest);

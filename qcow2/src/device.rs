@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use block::device::check_range;
 use block::extent::read_backing;
@@ -86,6 +86,8 @@ pub struct Qcow2 {
     pub(crate) l1: RwLock<Vec<u64>>,
     pub(crate) slices: SliceCache,
     pub(crate) stripes: Stripes,
+    /// Held by whoever changes the size of the disk, or all of its tables at once. Comes before all other locks.
+    pub(crate) reshaping: Mutex<()>,
     pub(crate) meta: Mutex<Meta>,
     /// Held by whoever writes tables to the disk.
     pub(crate) flush_lock: Mutex<()>,
@@ -105,6 +107,10 @@ pub struct Qcow2 {
     pub(crate) snapshots: RwLock<Vec<Snapshot>>,
     pub(crate) bitmaps: RwLock<Vec<Bitmap>>,
     pub(crate) recorder: Recorder,
+    /// Writing the header has failed: the disk may hold the old one or the new one. The next flush writes the old one
+    /// again, and so does a write to clusters in use, which under the new one may be others' too. Changes under the
+    /// metadata lock.
+    pub(crate) header_lost: AtomicBool,
     metadata_only: bool,
 }
 
@@ -176,7 +182,9 @@ impl Qcow2 {
         };
         let snapshots = match options.writable {
             true => snapshot::read_table(&*storage, &header).map_err(|error| {
-                error.hint("The disk itself can still be read: convert it to a new image.")
+                error
+                    .hint("'vimg check -r all' takes snapshots that cannot be read out of the image's table.")
+                    .hint("The disk itself can still be read: convert it to a new image.")
             })?,
             false => snapshot::read_entries(&*storage, &header)?,
         };
@@ -221,6 +229,7 @@ impl Qcow2 {
                 && options.lazy_refcounts.unwrap_or(header.compatible & compatible::LAZY_REFCOUNTS != 0),
             slices: SliceCache::new(l2_cache, geometry.cluster_size()),
             stripes: Stripes::new(),
+            reshaping: Mutex::new(()),
             meta: Mutex::new(meta),
             flush_lock: Mutex::new(()),
             map: OnceLock::new(),
@@ -239,6 +248,7 @@ impl Qcow2 {
             snapshots: RwLock::new(snapshots),
             recorder: Recorder::new(&bitmaps),
             bitmaps: RwLock::new(bitmaps),
+            header_lost: AtomicBool::new(false),
             metadata_only: options.metadata_only,
         });
         if image.writable {
@@ -362,6 +372,11 @@ impl Qcow2 {
         self.validate_l1_entry(index, entry)
     }
 
+    /// Whether there may be an L2 table for a guest offset. Needs no clusters to be held; what comes of a `true` does.
+    pub(crate) fn has_table(&self, guest: u64) -> bool {
+        self.l1.read().get(to_usize(self.geometry.l1_index(guest))).is_some_and(|entry| *entry != 0)
+    }
+
     /// The L2 table that an L1 entry names, if any, once it has been found to be one.
     pub(crate) fn validate_l1_entry(&self, index: u64, entry: u64) -> Result<Option<u64>> {
         let offset = entry & OFFSET_MASK;
@@ -445,11 +460,41 @@ impl Qcow2 {
 
     /// How the bytes from `guest` on are mapped, for at most `max` bytes. Runs of clusters that follow each
     /// other are joined; ranges without an L2 table are passed over in one step each.
+    ///
+    /// The clusters of the range are held, as for everything that looks at tables.
     pub(crate) fn lookup(&self, guest: u64, max: u64) -> Result<Mapping> {
+        self.join_pieces(guest, max, |at, max| self.lookup_piece(at, max))
+    }
+
+    /// The same for a caller that holds nothing: each piece is what it was at one moment. Writers wait for no more
+    /// than a piece.
+    fn lookup_unheld(&self, guest: u64, max: u64) -> Result<Mapping> {
+        let held = |at, max: u64| {
+            if !self.has_table(at) {
+                return Ok(self.without_table(at));
+            }
+            if !self.writable {
+                return self.lookup_piece(at, max);
+            }
+            let rest = self.entries_per_slice() - self.geometry.l2_index(at) % self.entries_per_slice();
+            let max = max.min(self.geometry.offset_of(rest) - self.geometry.in_cluster(at));
+            let (first, last) = self.clusters(at, max);
+            let _held = self.stripes.shared(first, last);
+            self.lookup_piece(at, max)
+        };
+        self.join_pieces(guest, max, held)
+    }
+
+    fn join_pieces(
+        &self,
+        guest: u64,
+        max: u64,
+        lookup_piece: impl Fn(u64, u64) -> Result<Mapping>,
+    ) -> Result<Mapping> {
         let mut total = 0;
         let mut first: Option<Mapped> = None;
         while total < max {
-            let piece = self.lookup_piece(guest + total, max - total)?;
+            let piece = lookup_piece(guest + total, max - total)?;
             match first {
                 None => first = Some(piece.mapped),
                 Some(mapped) if mapped.continues(piece.mapped, total) => {}
@@ -465,10 +510,7 @@ impl Qcow2 {
 
     /// The same, ending at the latest with the slice or the L1 entry.
     fn lookup_piece(&self, guest: u64, max: u64) -> Result<Mapping> {
-        let Some(table) = self.l2_table(guest)? else {
-            let coverage = self.geometry.l2_coverage();
-            return Ok(Mapping { mapped: Mapped::Absent, len: coverage - (guest & (coverage - 1)) });
-        };
+        let Some(table) = self.l2_table(guest)? else { return Ok(self.without_table(guest)) };
         let (slice, first_index) = self.slice(table, guest)?;
         let mut run = self.map_entry(self.decode(&slice, first_index, guest)?, guest);
         if matches!(run.mapped, Mapped::Compressed { .. }) {
@@ -498,6 +540,12 @@ impl Qcow2 {
             index += 1;
         }
         Ok(run)
+    }
+
+    /// What a guest offset without an L2 table is mapped to.
+    fn without_table(&self, guest: u64) -> Mapping {
+        let coverage = self.geometry.l2_coverage();
+        Mapping { mapped: Mapped::Absent, len: coverage - (guest & (coverage - 1)) }
     }
 
     /// Whether an entry means what its predecessor `last` means, which is `mapped`, for the next cluster: all of it
@@ -768,7 +816,7 @@ impl BlockDevice for Qcow2 {
         check_range(offset, 1, size)?;
         self.check_readable()?;
         let max = max_len.min(size - offset);
-        let mapping = self.lookup(offset, max)?;
+        let mapping = self.lookup_unheld(offset, max)?;
         Ok(match mapping.mapped {
             Mapped::Absent => LayerExtent::new(Stored::Absent, mapping.len),
             Mapped::Zero(Some(host)) if !self.is_encrypted() => {

@@ -20,6 +20,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use block::codec::Writer;
 use block::num::to_usize;
@@ -73,7 +74,7 @@ impl Qcow2 {
         let _flushing = self.flush_lock.lock();
         let mut meta = self.meta.lock();
         let marked = self.header.lock().has(incompatible::DIRTY);
-        if marked && meta.is_clean() {
+        if marked && meta.is_clean() && !self.header_lost.load(Ordering::Acquire) {
             self.storage.sync()?;
             // Not relied on from here on, even if clearing it fails: it may have been cleared all the same.
             meta.marked_dirty = false;
@@ -106,13 +107,15 @@ impl Qcow2 {
     /// may be written to the tables, since the disk may name others.
     pub(crate) fn settle_header(&self) -> Result<()> {
         let mut meta = self.meta.lock();
-        if !meta.header_unsure && !meta.header_lost {
+        let lost = self.header_lost.load(Ordering::Acquire);
+        if !meta.header_unsure && !lost {
             return Ok(());
         }
         let header = self.header.lock();
-        if meta.header_lost {
+        if lost {
             self.rewrite_header(&header, (meta.refcounts.table_offset, meta.refcounts.table_clusters))?;
-            (meta.header_unsure, meta.header_lost) = (false, false);
+            meta.header_unsure = false;
+            self.header_lost.store(false, Ordering::Release);
             return Ok(());
         }
         let mut fields = Writer::new();
@@ -123,6 +126,19 @@ impl Qcow2 {
         self.storage.sync()?;
         meta.header_unsure = false;
         Ok(())
+    }
+
+    /// Before bytes are written to a cluster that is in use: while the disk may name the tables of a change that has
+    /// failed, the cluster may be shared there, with a snapshot that would get bytes that were written after it.
+    ///
+    /// # Errors
+    /// The header could still not be written: nothing may be written in place then.
+    pub(crate) fn settle_before_write(&self) -> Result<()> {
+        if !self.header_lost.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _flushing = self.flush_lock.lock();
+        self.settle_header()
     }
 
     /// With lazy refcounts: says in the header that refcounts may be out of date, before they are.

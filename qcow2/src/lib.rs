@@ -41,6 +41,8 @@ pub mod header;
 pub mod l2;
 pub mod measure;
 pub mod metadata;
+#[cfg(test)]
+mod overtaken_tests;
 pub mod refcount;
 pub mod resize;
 pub mod snapshot;

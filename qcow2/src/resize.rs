@@ -4,11 +4,12 @@
 //! the header changes over to it with one write, the size staying as it is. Then the new part of the disk is made
 //! zero wherever something would show there, and only when that is durable the size changes: a crash leaves the old
 //! disk, or the new one complete. Shrinking first refuses writes past the new end, then lets go of everything there,
-//! then changes the header.
+//! then changes the header. A request that was let through before looks again once it holds its clusters
+//! ([`check_overtaken`](Qcow2::check_overtaken)).
 
 use block::codec::Writer;
 use block::num::{low_u32, to_usize};
-use block::{BlockDevice as _, Error as BlockError, ErrorKind, Preallocation, Result, ZeroMode};
+use block::{BlockDevice as _, Error as BlockError, ErrorKind, Preallocation, Result};
 use std::sync::atomic::Ordering;
 
 use crate::device::Qcow2;
@@ -30,14 +31,13 @@ impl Qcow2 {
         if self.version < 3 && !self.snapshots.read().is_empty() {
             return Err(BlockError::unsupported("Can't resize a v2 image which has snapshots"));
         }
+        let _reshaping = self.reshaping.lock();
         let old = self.size();
         if size < old && preallocation != Preallocation::Off {
             return Err(BlockError::usage("Preallocation can't be used for shrinking an image"));
         }
         self.check_l1_limit(size)?;
-        if !self.bitmaps.read().is_empty() {
-            self.prepare_bitmaps_for(size)?;
-        }
+        self.prepare_bitmaps_for(size)?;
         let resized = self.resize_disk(size, preallocation);
         let fitted = self.fit_bitmaps();
         resized.and(fitted)
@@ -147,7 +147,7 @@ impl Qcow2 {
         };
         match (zero, whole) {
             (true, _) => Ok(()),
-            (false, true) => self.zero_whole(at, len, ZeroMode::UNMAP),
+            (false, true) => self.zero_whole_beyond(at, len),
             (false, false) => {
                 let zeros = vec![0; to_usize(len)];
                 self.write_piece_anywhere(&zeros, at)
@@ -231,7 +231,7 @@ impl Qcow2 {
     fn drop_clusters(&self, from: u64, to: u64) -> Result<()> {
         let mut at = from;
         while at < to {
-            if self.l2_table(at)?.is_none() {
+            if !self.has_table(at) {
                 let coverage = self.geometry.l2_coverage();
                 at += coverage - (at & (coverage - 1));
                 continue;

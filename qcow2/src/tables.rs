@@ -8,6 +8,8 @@
 //!   flush lock held:  place_table(new)  ->  change_header_locked(name it)  ->  drop_table(old)
 //! ```
 
+use std::sync::atomic::Ordering;
+
 use block::{Error as BlockError, Result};
 
 use crate::alloc::Run;
@@ -32,7 +34,7 @@ impl Qcow2 {
             return Err(BlockError::read_only());
         }
         self.settle_header()?;
-        let mut meta = self.meta.lock();
+        let meta = self.meta.lock();
         let mut header = self.header.lock();
         let mut old = header.clone();
         old.refcount_table_offset = meta.refcounts.table_offset;
@@ -43,7 +45,7 @@ impl Qcow2 {
         let written = new.replace(&*self.storage, &old);
         match written {
             Ok(()) => *header = new,
-            Err(_) => meta.header_lost = true,
+            Err(_) => self.header_lost.store(true, Ordering::Release),
         }
         written
     }

@@ -63,6 +63,11 @@ pub(crate) fn write_zeros(storage: &dyn Storage, mut offset: u64, mut len: u64) 
     Ok(())
 }
 
+/// A resize has overtaken a request.
+fn past_the_end() -> BlockError {
+    BlockError::new(block::ErrorKind::OutOfRange, "the request lies past the end of the disk")
+}
+
 impl Qcow2 {
     pub(crate) fn check_write(&self, offset: u64, len: u64) -> Result<()> {
         check_range(offset, len, self.size())?;
@@ -70,6 +75,12 @@ impl Qcow2 {
             return Err(BlockError::read_only());
         }
         self.check_readable()
+    }
+
+    /// Once the clusters of a request, of which `last` is the last, are held: the disk may have become shorter since the
+    /// request was looked at, and what is past its end must not be mapped.
+    pub(crate) fn check_overtaken(&self, last: u64) -> Result<()> {
+        if self.geometry.offset_of(last) < self.size() { Ok(()) } else { Err(past_the_end()) }
     }
 
     /// Whether the backing device has bytes in the range.
@@ -130,14 +141,14 @@ impl Qcow2 {
         let (first, last) = self.clusters(guest, buf.len() as u64);
         if !self.splits_sectors(guest, buf.len() as u64) {
             let _held = self.stripes.shared(first, last);
-            check()?;
+            check().and_then(|()| self.settle_before_write())?;
             if let Some(runs) = self.in_place_runs(guest, buf.len() as u64)? {
                 return self.write_runs(buf, guest, &runs);
             }
         }
         self.throttle()?;
         let _held = self.stripes.exclusive(first, last);
-        check()?;
+        check().and_then(|()| self.settle_before_write())?;
         self.write_allocating(buf, guest)
     }
 
@@ -334,10 +345,7 @@ impl Qcow2 {
     fn ensure_table(&self, meta: &mut Meta, index: u64) -> Result<()> {
         if index >= self.l1.read().len() as u64 {
             // The disk has become smaller since the request was looked at, and its L1 table shorter.
-            return Err(BlockError::new(
-                block::ErrorKind::OutOfRange,
-                "the request lies past the end of the disk",
-            ));
+            return Err(past_the_end());
         }
         let old = self.l2_table(index << (self.geometry.l2_bits() + self.geometry.cluster_bits))?;
         if old.is_some() && self.l1_copied(index) {

@@ -10,6 +10,17 @@ use crate::device::Qcow2;
 use crate::l2::Entry;
 use crate::write::ZEROS;
 
+/// What is to become zeros as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whole {
+    /// A part of the disk.
+    Disk,
+    /// The same, and the tables say so even where nothing lies behind.
+    Own,
+    /// What lies past the end of the disk and is about to become a part of it, or has been one.
+    Beyond,
+}
+
 impl Qcow2 {
     /// Makes a range read as zeros.
     pub(crate) fn write_zeroes(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
@@ -48,7 +59,7 @@ impl Qcow2 {
                 false => (align_down(at, unit) + unit).min(end) - at,
             };
             if whole && !self.external_raw {
-                self.zero_whole_as(at, piece, ZeroMode::UNMAP, true)?;
+                self.zero_whole(at, piece, ZeroMode::UNMAP, Whole::Own)?;
             } else {
                 self.zero_by_writing(at, piece.min(end - at), ZeroMode::ALLOCATE)?;
             }
@@ -66,7 +77,7 @@ impl Qcow2 {
     fn zero_some(&self, at: u64, end: u64, mode: ZeroMode) -> Result<u64> {
         let unit = self.geometry.subcluster_size();
         let whole_end = align_down(self.effective_end(end, unit), unit);
-        if self.l2_table(at)?.is_none() && !self.backed(at) && !self.external_raw {
+        if !self.has_table(at) && !self.backed(at) && !self.external_raw {
             // Nothing is stored in the whole range of this L1 entry.
             let coverage = self.geometry.l2_coverage();
             return Ok((coverage - (at & (coverage - 1))).min(end - at));
@@ -77,7 +88,7 @@ impl Qcow2 {
             return Ok(piece);
         }
         let len = self.zero_piece_len(at, whole_end - at);
-        self.zero_whole(at, len, mode)?;
+        self.zero_whole(at, len, mode, Whole::Disk)?;
         Ok(len.min(end - at))
     }
 
@@ -120,13 +131,13 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Zeros in whole subclusters of one cluster, or in whole clusters of one L2 table.
-    pub(crate) fn zero_whole(&self, at: u64, len: u64, mode: ZeroMode) -> Result<()> {
-        self.zero_whole_as(at, len, mode, false)
+    /// The same past the end of the disk.
+    pub(crate) fn zero_whole_beyond(&self, at: u64, len: u64) -> Result<()> {
+        self.zero_whole(at, len, ZeroMode::UNMAP, Whole::Beyond)
     }
 
-    /// The same; `forced` says so in the tables even where nothing lies behind.
-    fn zero_whole_as(&self, at: u64, len: u64, mode: ZeroMode, forced: bool) -> Result<()> {
+    /// Zeros in whole subclusters of one cluster, or in whole clusters of one L2 table.
+    fn zero_whole(&self, at: u64, len: u64, mode: ZeroMode, whole: Whole) -> Result<()> {
         self.throttle()?;
         let (first, last) = self.clusters(at, len);
         if self.external_raw {
@@ -136,6 +147,9 @@ impl Qcow2 {
             return self.zero_partly(at, len, mode);
         }
         let held = self.stripes.exclusive(first, last);
+        if whole != Whole::Beyond {
+            self.check_overtaken(last)?;
+        }
         let mask = self.touched(self.geometry.in_cluster(at), len.min(self.geometry.cluster_size()));
         if mask != Entry::all_subclusters(&self.geometry)
             && matches!(self.entry_at(at)?, Entry::Compressed { .. })
@@ -146,7 +160,12 @@ impl Qcow2 {
         self.with_meta(|meta| self.ensure_tables(meta, first, last))?;
         let start = self.geometry.offset_of(first);
         self.link(at, last - first + 1, |i, old| {
-            self.zeroed(old, mask, mode, forced || self.backed(start + self.geometry.offset_of(i)))
+            self.zeroed(
+                old,
+                mask,
+                mode,
+                whole == Whole::Own || self.backed(start + self.geometry.offset_of(i)),
+            )
         })
     }
 
@@ -170,13 +189,11 @@ impl Qcow2 {
 
     /// With `data_file_raw` zeros are zeros in the data file.
     fn zero_raw_data(&self, at: u64, len: u64, mode: ZeroMode) -> Result<()> {
-        let len = len.min(self.rest_of_disk(at));
-        if len == 0 {
-            return Ok(());
-        }
         let (first, last) = self.clusters(at, len);
         {
             let _held = self.stripes.exclusive(first, last);
+            self.check_overtaken(last)?;
+            let len = len.min(self.rest_of_disk(at));
             if !self.is_encrypted() && self.in_place_runs(at, len)?.is_some() {
                 return self.data.zero_range(at, len, mode);
             }
@@ -192,7 +209,7 @@ impl Qcow2 {
         let end = align_down(self.effective_end(offset + len, cluster), cluster);
         let mut at = align_up(offset, cluster).unwrap_or(end);
         while at < end {
-            if self.l2_table(at)?.is_none() {
+            if !self.has_table(at) {
                 let coverage = self.geometry.l2_coverage();
                 at += coverage - (at & (coverage - 1));
                 continue;
@@ -217,6 +234,7 @@ impl Qcow2 {
         self.throttle()?;
         let (first, last) = self.clusters(at, len);
         let _held = self.stripes.exclusive(first, last);
+        self.check_overtaken(last)?;
         if self.external {
             self.data.discard_range(at, len.min(self.rest_of_disk(at)))?;
         }

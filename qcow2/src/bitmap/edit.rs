@@ -67,7 +67,7 @@ impl Qcow2 {
             None => self.default_granularity_bits(),
         };
         self.change_bitmaps(|state| {
-            let size = self.size_now();
+            let size = self.size_now().max(state.resizing.unwrap_or(0));
             if state.bitmaps.iter().any(|bitmap| bitmap.entry.name == name) {
                 let name = String::from_utf8_lossy(name);
                 return Err(BlockError::usage(format!("Bitmap already exists: {name}")));
@@ -244,8 +244,11 @@ impl Qcow2 {
             for bitmap in &state.bitmaps {
                 self.check_table_for(bitmap, size)?;
             }
-            self.mark_in_use(state, |_| true)?;
+            if !state.bitmaps.is_empty() {
+                self.mark_in_use(state, |_| true)?;
+            }
             resize_all(state, size.max(self.size_now()));
+            state.resizing = Some(size);
             Ok(())
         })
     }
@@ -261,17 +264,11 @@ impl Qcow2 {
         Err(BlockError::unsupported(format!("bitmap '{name}' cannot be stored for a disk of {size} bytes")))
     }
 
-    /// After the size of the disk has changed, or has not: bitmaps get the size that the disk has. One that has been
-    /// added meanwhile, and was too short for a while, may have missed writes to what it gets now.
+    /// After the size of the disk has changed, or has not: bitmaps get the size that the disk has.
     pub(crate) fn fit_bitmaps(&self) -> Result<()> {
         self.change_bitmaps(|state| {
-            let size = self.size_now();
-            let short: Vec<_> =
-                state.bitmaps.iter().map(|b| b.bits.as_ref().map_or(size, |b| b.len())).collect();
-            resize_all(state, size);
-            for (bits, old) in state.bitmaps.iter().map(|bitmap| &bitmap.bits).zip(short) {
-                bits.iter().for_each(|bits| bits.set(old, size.saturating_sub(old)));
-            }
+            state.resizing = None;
+            resize_all(state, self.size_now());
             state.edited |= !state.bitmaps.is_empty();
             Ok(())
         })?;

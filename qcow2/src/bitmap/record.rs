@@ -71,6 +71,9 @@ pub(super) struct State {
     pub(super) edited: bool,
     /// On disk the bitmaps that record are marked as being in use, and their bits are in memory.
     pub(super) marked: bool,
+    /// The disk may get this size in bytes at any moment. Until that is settled all bitmaps are as long as the longer
+    /// of both disks, and on disk there is none that is not marked as being in use.
+    pub(super) resizing: Option<u64>,
 }
 
 /// The bitmaps of an open image.
@@ -85,8 +88,13 @@ impl Recorder {
     /// The bitmaps of an image that has just been opened.
     pub(crate) fn new(bitmaps: &[Bitmap]) -> Self {
         let tracked = bitmaps.iter().map(|entry| Tracked { entry: entry.clone(), bits: None }).collect();
-        let state = State { bitmaps: tracked, stored: bitmaps.to_vec(), edited: false, marked: false };
+        let state = State { bitmaps: tracked, stored: bitmaps.to_vec(), ..State::default() };
         Self { active: AtomicBool::new(state.concerns_writers()), state: RwLock::new(state) }
+    }
+
+    /// Keeps the list of bitmaps as it is.
+    pub(crate) fn hold(&self) -> impl Sized {
+        self.state.read()
     }
 
     pub(super) fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -159,6 +167,7 @@ impl Qcow2 {
 
     /// Loads the bits of the bitmaps that `which` chooses and says on disk that they are in use.
     pub(super) fn mark_in_use(&self, state: &mut State, which: fn(&Tracked) -> bool) -> Result<()> {
+        let which = if state.resizing.is_some() { |_: &Tracked| true } else { which };
         for bitmap in state.bitmaps.iter_mut().filter(|bitmap| which(bitmap)) {
             self.load_bits(bitmap)?;
         }
@@ -226,13 +235,13 @@ impl Qcow2 {
         *self.bitmaps.write() = state.entries();
     }
 
-    /// Stores what has changed, and says that nothing is in use any more.
+    /// Stores what has changed, and says that nothing is in use any more. Beside a resize that is the resize's last step.
     ///
     /// # Errors
     /// No space, or the host failed: the disk has the state before, and the next call tries again.
     pub(crate) fn store_bitmaps(&self) -> Result<()> {
         let mut state = self.recorder.state.write();
-        if !state.edited && !state.marked {
+        if state.resizing.is_some() || !state.edited && !state.marked {
             return Ok(());
         }
         let _flushing = self.flush_lock.lock();

@@ -244,7 +244,7 @@ impl<'a> Change<'a> {
     ///
     /// # Errors
     /// No space, or the host failed: the image is as it was. Should the header be the thing that could not be
-    /// written, the next flush writes the old one again before anything else.
+    /// written, the next flush or write to a cluster in use writes the old one again before anything else.
     pub(super) fn commit(mut self, target: Target) -> Result<()> {
         match self.prepare(&target) {
             Ok((fields, refcounts)) => self.switch(target, &fields, &refcounts),
@@ -361,7 +361,7 @@ impl<'a> Change<'a> {
         if let Err(error) = image.storage.write_at(&bytes, SIZE_AT).and_then(|()| image.storage.sync()) {
             // The disk may name either state. The old one stays in use, and what belongs to the new one stays out
             // of use until the next flush has written the header again.
-            self.meta.header_lost = true;
+            image.header_lost.store(true, Ordering::Release);
             self.meta.may_grow_table = false;
             for run in &self.runs {
                 self.meta.free_later(run.offset, image.geometry.offset_of(run.clusters));

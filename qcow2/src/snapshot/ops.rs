@@ -115,6 +115,9 @@ impl Qcow2 {
             return Err(BlockError::unsupported("Operation not supported")
                 .hint("An image with an external data file cannot have internal snapshots"));
         }
+        let _reshaping = self.reshaping.lock();
+        // Nor does a bitmap appear meanwhile, which would be made for the size that the disk has now.
+        let _bitmaps = self.recorder.hold();
         let _held = self.stripes.all();
         self.release_reserved()?;
         let _flushing = self.flush_lock.lock();
