@@ -288,6 +288,48 @@ fn snapshots_past_the_end_of_the_file_are_dropped_and_their_clusters_kept() {
     survives_crashes_to_leaks(&bytes);
 }
 
+/// Nothing could open such an image for writing, and the repair left the entry where it was.
+#[test]
+fn a_snapshot_whose_l1_table_cannot_be_is_taken_out_and_the_others_stay() {
+    type Damage = fn(&mut Snapshot, u64);
+    let bad: [(&str, Damage); 6] = [
+        ("unaligned", |s, _| s.l1_offset += 512),
+        ("too large", |s, _| s.l1_size = u32::MAX),
+        ("far outside", |s, _| s.l1_offset = 1 << 40),
+        ("at the end", |s, len| s.l1_offset = len),
+        ("on the header", |s, _| s.l1_offset = 0),
+        ("wraps around", |s, _| s.l1_offset = u64::MAX << 12),
+    ];
+    for (name, change) in bad {
+        let mut lost = snapshot(b'2');
+        let empty = Snapshot { l1_offset: 0, l1_size: 0, ..snapshot(b'2') };
+        let sound = encode_table(&[empty, snapshot(b'1')], 1 << 20).unwrap();
+        let mut bytes = with_snapshots(2, &sound);
+        change(&mut lost, bytes.len() as u64);
+        let table = encode_table(&[lost, snapshot(b'1')], 1 << 20).unwrap();
+        let place = table_place(&bytes);
+        poke(&mut bytes, place, &table);
+        let writable = |bytes: &[u8]| {
+            let storage = storage(bytes);
+            let header = Header::read(&*storage).unwrap();
+            Qcow2::open(storage, header, OpenOptions { writable: true, ..OpenOptions::default() })
+        };
+        let error = writable(&bytes).unwrap_err();
+        let told = error.hints().iter().any(|hint| hint.contains("check -r all"));
+        assert!(told || name == "on the header", "{name}: {error:?}");
+        let (image, report) = repaired(&bytes, Repair::All).unwrap();
+        assert!(report.corruptions_fixed > 0 && report.corruptions == 0, "{name}: {report:?}");
+        let kept = writable(&image).unwrap().snapshots();
+        assert_eq!(kept.iter().map(|s| s.id.clone()).collect::<Vec<_>>(), [b"1"], "{name}");
+        all_right(&image);
+        survives_crashes_to_leaks(&bytes);
+    }
+}
+
+fn table_place(bytes: &[u8]) -> u64 {
+    Header::read(&*storage(bytes)).unwrap().snapshots_offset
+}
+
 fn survives_crashes_to_leaks(bytes: &[u8]) {
     let before = readable(bytes);
     let crash = Arc::new(CrashStorage::new(bytes.to_vec()));

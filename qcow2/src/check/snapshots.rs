@@ -1,7 +1,11 @@
 //! The snapshot table: counting it and what its entries name, and making it anew where it breaks the rules.
 //!
 //! Entries are kept as long as the file has them: QEMU's limits for their number and for the whole table cut the
-//! list at its end, too much extra data is cut off, and what version 3 asks for is filled in.
+//! list at its end, too much extra data is cut off, and what version 3 asks for is filled in. An entry whose L1 table
+//! cannot be where it says names nothing that could be read, and keeps the image from being opened for writing: it is
+//! taken out. What the snapshot had to itself stays, as leaked clusters, for whoever wants to look for it.
+
+use std::collections::BTreeSet;
 
 use block::codec::Writer;
 use block::image::Repair;
@@ -36,8 +40,10 @@ struct Walk {
     end: u64,
     /// Entries that can be kept.
     count: u32,
-    /// The table has to be written anew.
+    /// The table has to be written anew,
     broken: bool,
+    /// without the entries with these indices.
+    lost: BTreeSet<usize>,
 }
 
 impl Check<'_> {
@@ -54,7 +60,13 @@ impl Check<'_> {
                     walk.end = entry.end;
                     walk.count += 1;
                     self.check_snapshot(entry.index, &entry.snapshot, &mut walk);
-                    walk.l1_tables.extend(self.snapshot_l1(&entry.snapshot));
+                    match self.snapshot_l1(&entry.snapshot) {
+                        Some(l1) => walk.l1_tables.push(l1),
+                        None => {
+                            walk.lost.insert(entry.index);
+                            walk.broken = true;
+                        }
+                    }
                 }
                 Err(error) if error.kind() == ErrorKind::Truncated => self.cut_off(&mut walk),
                 Err(error) => {
@@ -127,7 +139,7 @@ impl Check<'_> {
         }
     }
 
-    /// Where a snapshot's L1 table is, if it can be followed.
+    /// Where a snapshot's L1 table is, if it can be there.
     fn snapshot_l1(&mut self, snapshot: &Snapshot) -> Option<(u64, u64)> {
         let (offset, entries) = (snapshot.l1_offset, snapshot.l1_size);
         let len = u64::from(entries) * 8;
@@ -135,6 +147,10 @@ impl Check<'_> {
             format!("l1_offset={offset:#x}: L1 table is not cluster aligned")
         } else if len > MAX_L1_BYTES {
             format!("l1_size={entries:#x}: L1 table is too large")
+        } else if self.mode == Repair::All && !self.can_hold_l1(offset, len) {
+            // Until the new table takes the old one's place the entry is there, and nothing may be put where it leads.
+            self.note_ghost(offset, len, 1);
+            format!("l1_offset={offset:#x}: L1 table lies outside the file, or on the header")
         } else if !self.countable(offset, len) {
             self.reference(offset, len, 1, EXCLUSIVE);
             self.not_followed("the L1 table of a snapshot lies outside the file");
@@ -144,16 +160,25 @@ impl Check<'_> {
         };
         let id = String::from_utf8_lossy(&snapshot.id);
         let name = String::from_utf8_lossy(&snapshot.name);
-        self.corrupt(1, || format!("ERROR snapshot {id} ({name}) {fault}; snapshot table entry corrupted"));
+        let verb = if self.mode == Repair::All { "Discarding" } else { "ERROR" };
+        self.corrupt(1, || format!("{verb} snapshot {id} ({name}) {fault}; snapshot table entry corrupted"));
         self.not_followed("an entry of the snapshot table is damaged");
         None
+    }
+
+    /// Whether a repair leaves an L1 table at an aligned place.
+    fn can_hold_l1(&self, offset: u64, len: u64) -> bool {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.file_len);
+        inside && (offset != 0 || len == 0)
     }
 
     /// The table as it should be. What it holds is bounded by the format's limit for a table.
     fn encode_snapshots(&mut self, walk: &Walk) -> Result<NewTable> {
         let mut snapshots = vec![];
         for entry in Entries::tolerant(self.storage, self.header, self.file_len).map_while(Result::ok) {
-            snapshots.push(entry.snapshot);
+            if !walk.lost.contains(&entry.index) {
+                snapshots.push(entry.snapshot);
+            }
         }
         let mut encoded = encode_table(&snapshots, self.header.size);
         while encoded.is_err() && !snapshots.is_empty() {
