@@ -30,6 +30,8 @@ pub struct OpenOptions {
     pub level: Option<u32>,
     /// Only the description is wanted: reading fails.
     pub metadata_only: bool,
+    /// The structures will be examined, not relied upon.
+    pub for_check: bool,
 }
 
 /// The image that a disk is a child of.
@@ -85,6 +87,7 @@ impl Vmdk {
                 below: Below { device: parent.clone(), start },
                 writable: options.writable && line.access == Access::ReadWrite,
                 metadata_only: options.metadata_only,
+                for_check: options.for_check,
                 level: options.level,
             };
             let file = match layout.stands_alone {
@@ -195,7 +198,7 @@ fn open_extent(line: &ExtentLine, file: Option<&Arc<dyn Storage>>, how: &How) ->
     let file = Arc::clone(file);
     match line.kind {
         kind if kind.is_flat() => Ok(Box::new(Flat::open(file, line.offset * SECTOR, how)?)),
-        _ => sparse::open(file, line.kind, how),
+        _ => sparse::open(file, how),
     }
 }
 

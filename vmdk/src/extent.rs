@@ -46,6 +46,8 @@ pub struct How {
     pub writable: bool,
     /// It will only be described: what keeps its bytes from being read is let pass.
     pub metadata_only: bool,
+    /// It will only be checked (and repaired): damage is let pass.
+    pub for_check: bool,
     /// How hard grains are compressed where they are, if anybody has said so.
     pub level: Option<u32>,
 }

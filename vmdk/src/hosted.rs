@@ -81,12 +81,13 @@ impl Hosted {
             );
             return Err(Error::invalid(text));
         }
-        let tables = match how.metadata_only {
+        let lenient = how.metadata_only || how.for_check;
+        let tables = match lenient {
             true => Tables::new(Arc::clone(&storage), header, storage.len()?),
             false => Tables::open(storage, header)?,
         };
         let mut meta = Meta::default();
-        if how.writable && !how.metadata_only {
+        if how.writable && !lenient {
             check_writable(&tables)?;
             meta.next = flush::end_of_grains(&tables)?;
         }
@@ -94,7 +95,7 @@ impl Hosted {
             tables,
             len: how.len,
             below: how.below.clone(),
-            writable: how.writable,
+            writable: how.writable && !lenient,
             stripes: Stripes::new(),
             meta: Mutex::new(meta),
             flush_lock: Mutex::new(()),

@@ -21,11 +21,13 @@
 //! section names.
 
 mod cowd;
+pub mod create;
 pub mod descriptor;
 pub mod disk;
 pub mod extent;
 mod flat;
 pub mod header;
+mod hosted;
 mod identity;
 pub mod layout;
 mod lookup;

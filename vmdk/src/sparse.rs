@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use block::{Error, Result, Storage};
+use block::{Result, Storage};
 
-use crate::descriptor::Kind;
 use crate::extent::{Extent, How};
 use crate::header::{self, Header};
+use crate::hosted::Hosted;
 use crate::layout::COWD_MAGIC;
 use crate::stream::StreamExtent;
 use crate::tabled::Tabled;
@@ -21,7 +21,7 @@ pub(crate) fn capacity(storage: &Arc<dyn Storage>) -> Result<u64> {
 }
 
 /// Opens a sparse extent by what its file begins with.
-pub(crate) fn open(storage: Arc<dyn Storage>, kind: Kind, how: &How) -> Result<Box<dyn Extent>> {
+pub(crate) fn open(storage: Arc<dyn Storage>, how: &How) -> Result<Box<dyn Extent>> {
     let first = first_sector(&storage)?;
     if first.starts_with(COWD_MAGIC) {
         let (header, tables) = cowd::open(&storage)?;
@@ -35,7 +35,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, kind: Kind, how: &How) -> Result<B
     if header.compression == 1 {
         return Ok(Box::new(StreamExtent::open(storage, header, how)?));
     }
-    Err(Error::unsupported(format!("extents of kind '{}' are not supported", kind.word())))
+    Ok(Box::new(Hosted::open(storage, header, how)?))
 }
 
 fn first_sector(storage: &Arc<dyn Storage>) -> Result<[u8; header::LENGTH]> {

@@ -74,7 +74,7 @@ impl Kind {
 pub struct ExtentLine {
     /// What may be done with it.
     pub access: Access,
-    /// Its part of the disk, in sectors.
+    /// Its part of the disk, in sectors. (qemu-img makes disks of 0 sectors.)
     pub sectors: u64,
     /// How it is stored.
     pub kind: Kind,
@@ -100,7 +100,7 @@ impl ExtentLine {
             Error::invalid(format!("Invalid extent line: {line}")).hint(what)
         };
         let (sectors, rest) = next_word(rest);
-        let sectors = number(sectors).filter(|sectors| (1..=MAX_SECTORS).contains(sectors));
+        let sectors = number(sectors).filter(|sectors| *sectors <= MAX_SECTORS);
         let sectors = sectors.ok_or_else(|| bad("its number of sectors makes no sense"))?;
         let (kind, rest) = next_word(rest);
         let kind = std::str::from_utf8(kind).ok().and_then(Kind::from_word);

@@ -13,8 +13,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use block::Result;
 use block::num::align_up;
-use block::{Result, Storage};
 
 use super::pages::Page;
 use super::tables::{Copy, Tables};

@@ -272,9 +272,8 @@ impl Tables {
         };
         let mut grains = 1;
         while grains < most {
-            let next = match self.decode(first + grains, page.entry(at + grains * 4)) {
-                Ok(next) => next,
-                Err(_) => break, // To be reported when it is its turn.
+            let Ok(next) = self.decode(first + grains, page.entry(at + grains * 4)) else {
+                break; // To be reported when it is its turn.
             };
             if !mapped.continues(next, grains * self.header.grain_bytes()) {
                 break;

@@ -111,7 +111,10 @@ impl Hosted {
         let after = offset + bytes.len() as u64;
         let parent = old == Mapped::Absent;
         let from_parent = |at: u64, len: u64| parent && len > 0 && at < self.len && self.below.covers(at);
-        if from_parent(offset - within, within) || from_parent(after, tail) || within.max(tail) > ZEROS.len() as u64 {
+        if from_parent(offset - within, within)
+            || from_parent(after, tail)
+            || within.max(tail) > ZEROS.len() as u64
+        {
             self.fill(offset - within, place.offset, within, parent)?;
             self.storage_ref().write_at(bytes, place.offset + within)?;
             return self.fill(after, place.offset + end - tail, tail, parent);
@@ -196,7 +199,11 @@ impl Hosted {
                 let Some(directory) = self.tables.directory(*copy) else { continue };
                 let len = self.tables.header.gt_sectors() * SECTOR;
                 let place = self.take(meta, len.div_ceil(self.grain_bytes()).max(1))?;
-                self.storage_ref().zero_range(place.offset, place.grains * self.grain_bytes(), ZeroMode::UNMAP)?;
+                self.storage_ref().zero_range(
+                    place.offset,
+                    place.grains * self.grain_bytes(),
+                    ZeroMode::UNMAP,
+                )?;
                 self.set_entry(meta, directory + index * 4, place.offset)?;
             }
         }
@@ -292,7 +299,13 @@ impl Hosted {
         Ok(())
     }
 
-    pub(super) fn clone_range(&self, offset: u64, len: u64, source: &dyn Storage, source_offset: u64) -> Result<bool> {
+    pub(super) fn clone_range(
+        &self,
+        offset: u64,
+        len: u64,
+        source: &dyn Storage,
+        source_offset: u64,
+    ) -> Result<bool> {
         self.check_writable()?;
         let size = self.grain_bytes();
         if len == 0 || !offset.is_multiple_of(size) || !len.is_multiple_of(size) {
@@ -362,7 +375,14 @@ impl Hosted {
     }
 
     /// Zeroes a part of a grain that shows something.
-    fn zero_in_grain(&self, grain: u64, within: u64, len: u64, place: Option<u64>, mode: ZeroMode) -> Result<()> {
+    fn zero_in_grain(
+        &self,
+        grain: u64,
+        within: u64,
+        len: u64,
+        place: Option<u64>,
+        mode: ZeroMode,
+    ) -> Result<()> {
         let start = grain * self.grain_bytes();
         let whole = within == 0 && (len == self.grain_bytes() || start + len == self.len);
         let has_zero_grains = self.tables.header.has(flags::ZERO_GRAINS);
@@ -413,7 +433,8 @@ impl Hosted {
         let _held = self.stripes.exclusive(first, last);
         for piece in pieces(offset, len, self.grain_bytes()) {
             let start = piece.index * self.grain_bytes();
-            let whole = piece.within == 0 && (piece.len() == self.grain_bytes() || start + piece.len() == self.len);
+            let whole =
+                piece.within == 0 && (piece.len() == self.grain_bytes() || start + piece.len() == self.len);
             if whole && let Mapped::Data(place) = self.tables.mapped(piece.index)? {
                 self.zero_in_grain(piece.index, 0, piece.len(), Some(place), ZeroMode::UNMAP)?;
             }
