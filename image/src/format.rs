@@ -24,6 +24,8 @@ pub enum Format {
     Bochs,
     /// Apple's disk images (read only).
     Dmg,
+    /// VMware's disks: a descriptor and its extents.
+    Vmdk,
 }
 
 impl Format {
@@ -32,6 +34,7 @@ impl Format {
         Self::Raw,
         Self::Qcow2,
         Self::Luks,
+        Self::Vmdk,
         Self::Qcow,
         Self::Qed,
         Self::Parallels,
@@ -55,6 +58,7 @@ impl Format {
             Self::Cloop => "cloop",
             Self::Bochs => "bochs",
             Self::Dmg => "dmg",
+            Self::Vmdk => "vmdk",
         }
     }
 
@@ -112,14 +116,8 @@ impl std::fmt::Display for Format {
 }
 
 /// Formats of qemu that are not read here, by their first bytes: offset, bytes, name.
-const FOREIGN: &[(usize, &[u8], &str)] = &[
-    (0, b"KDMV", "vmdk"),
-    (0, b"COWD", "vmdk"),
-    (0, b"# Disk DescriptorFile", "vmdk"),
-    (0x40, b"\x7f\x10\xda\xbe", "vdi"),
-    (0, b"vhdxfile", "vhdx"),
-    (0, b"LUKS\xba\xbe", "luks version 2"),
-];
+const FOREIGN: &[(usize, &[u8], &str)] =
+    &[(0x40, b"\x7f\x10\xda\xbe", "vdi"), (0, b"vhdxfile", "vhdx"), (0, b"LUKS\xba\xbe", "luks version 2")];
 
 /// The name of the format that qemu would recognise and that is not read here. Taking such a file for raw would
 /// give the guest the container instead of the disk.
@@ -143,7 +141,6 @@ mod tests {
 
     #[test]
     fn images_of_other_formats_are_not_taken_for_raw() {
-        assert_eq!(foreign(b"KDMV\x01\0\0\0"), Some("vmdk"));
         let mut vdi = [0; 512];
         vdi[0x40..0x44].copy_from_slice(&0xbeda_107f_u32.to_le_bytes());
         assert_eq!(foreign(&vdi), Some("vdi"));

@@ -6,6 +6,7 @@
 //! and in which order a chain is built is decided by the caller, not by the drivers.
 
 mod foreign;
+mod vmdk;
 mod vpc;
 
 use std::fmt::Debug;
@@ -31,6 +32,7 @@ pub(crate) fn driver(format: Format) -> Option<&'static dyn Driver> {
         Format::Cloop | Format::Parallels | Format::Qed | Format::Bochs | Format::Dmg | Format::Qcow => {
             foreign::driver(format)
         }
+        Format::Vmdk => Some(&vmdk::Vmdk),
     }
 }
 

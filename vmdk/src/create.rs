@@ -114,7 +114,7 @@ impl CreateOptions {
     /// In qemu's words: the adapter is not known, flat disks with a parent or grains of zeros, or too large.
     pub fn validate(&self) -> Result<()> {
         if !["ide", "buslogic", "lsilogic", "legacyESX"].contains(&self.adapter.as_str()) {
-            return Err(Error::usage(format!("Unknown adapter type: {}", self.adapter)));
+            return Err(Error::usage(format!("invalid parameter value: {}", self.adapter)));
         }
         if self.subformat.is_flat() && self.parent.is_some() {
             return Err(Error::usage("Flat image can't have backing file"));

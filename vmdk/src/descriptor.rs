@@ -154,11 +154,16 @@ impl Descriptor {
         self.set("CID", &format!("{cid:08x}"));
     }
 
+    /// Changes what is recorded of the parent's contents.
+    pub fn set_parent_cid(&mut self, cid: u32) {
+        self.parent_cid = cid;
+        self.set("parentCID", &format!("{cid:08x}"));
+    }
+
     /// Changes the parent.
     pub fn set_parent(&mut self, hint: Option<&str>, cid: u32) {
-        self.parent_cid = cid;
+        self.set_parent_cid(cid);
         self.parent_hint = hint.map(str::to_owned);
-        self.set("parentCID", &format!("{cid:08x}"));
         match hint {
             Some(hint) => self.set("parentFileNameHint", &format!("\"{hint}\"")),
             None => self.lines.retain(|line| !is_key(line, "parentFileNameHint")),

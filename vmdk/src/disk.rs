@@ -166,6 +166,11 @@ impl Vmdk {
         }
     }
 
+    /// A descriptor with a file of its own may be as new as the disk is.
+    fn sync_descriptor(&self) -> Result<()> {
+        if self.writable && !self.layout.stands_alone { self.storage.sync() } else { Ok(()) }
+    }
+
     /// The only part of a disk that has but one.
     fn only_part(&self) -> Option<&Part> {
         match &self.parts[..] {
@@ -262,11 +267,13 @@ impl BlockDevice for Vmdk {
     }
 
     fn flush(&self) -> Result<()> {
-        self.parts.iter().try_for_each(|part| part.extent.flush())
+        self.parts.iter().try_for_each(|part| part.extent.flush())?;
+        self.sync_descriptor()
     }
 
     fn close(&self) -> Result<()> {
-        self.parts.iter().try_for_each(|part| part.extent.close())
+        self.parts.iter().try_for_each(|part| part.extent.close())?;
+        self.sync_descriptor()
     }
 
     fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
@@ -323,7 +330,7 @@ impl Image for Vmdk {
         let mut specific = vec![];
         if let (Some(identity), Some(descriptor)) = (&self.identity, self.layout.descriptor()) {
             specific.push(("cid", number(identity.cid())));
-            specific.push(("parent-cid", number(descriptor.parent_cid())));
+            specific.push(("parent-cid", number(identity.parent_cid())));
             specific.push(("create-type", Value::Text(descriptor.create_type().to_owned())));
         }
         let extents = described.iter().map(|(extent, word)| {
@@ -354,6 +361,18 @@ impl Image for Vmdk {
         let mut report = CheckReport::default();
         self.parts.iter().try_for_each(|part| part.extent.check(&mut report, repair))?;
         Ok(report)
+    }
+
+    fn content_id(&self) -> Option<Vec<u8>> {
+        self.cid().map(|cid| cid.to_le_bytes().to_vec())
+    }
+
+    fn adopt_parent(&self, content_id: &[u8]) -> Result<()> {
+        let (Some(identity), Ok(cid)) = (&self.identity, content_id.try_into()) else { return Ok(()) };
+        if !self.writable {
+            return Err(Error::read_only());
+        }
+        identity.adopt_parent(u32::from_le_bytes(cid))
     }
 
     fn container(&self) -> Option<&Arc<dyn Storage>> {

@@ -31,6 +31,24 @@ impl Identity {
         self.descriptor.lock().cid()
     }
 
+    pub(crate) fn parent_cid(&self) -> u32 {
+        self.descriptor.lock().parent_cid()
+    }
+
+    /// Records that the parent has another content ID now. A disk without a parent has none to record.
+    pub(crate) fn adopt_parent(&self, cid: u32) -> Result<()> {
+        let mut descriptor = self.descriptor.lock();
+        if !descriptor.has_parent() || descriptor.parent_cid() == cid {
+            return Ok(());
+        }
+        let mut new = descriptor.clone();
+        new.set_parent_cid(cid);
+        replace(&*self.storage, self.place, &descriptor, &new)?;
+        self.storage.sync()?;
+        *descriptor = new;
+        Ok(())
+    }
+
     /// Makes the ID on the disk a new one, once.
     pub(crate) fn contents_change(&self) -> Result<()> {
         if self.changed.load(Ordering::Acquire) {
