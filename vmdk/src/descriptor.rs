@@ -148,10 +148,22 @@ impl Descriptor {
         &self.extents
     }
 
+    /// How many digits the content ID has. qemu-img writes seven or fewer if the first ones are zeros.
+    fn cid_digits(&self) -> usize {
+        self.get("CID").map_or(8, |text| text.len()).clamp(6, 8)
+    }
+
+    /// The bits of content IDs that can be written in place of the present one, so that the rest of the text stays
+    /// where it is: replacing it is one write of a few bytes.
+    pub(crate) fn cid_mask(&self) -> u32 {
+        if self.cid_digits() == 8 { u32::MAX } else { (1 << (4 * self.cid_digits())) - 1 }
+    }
+
     /// Changes the content ID.
     pub fn set_cid(&mut self, cid: u32) {
         self.cid = cid;
-        self.set("CID", &format!("{cid:08x}"));
+        let digits = self.cid_digits();
+        self.set("CID", &format!("{cid:0digits$x}"));
     }
 
     /// Changes what is recorded of the parent's contents.

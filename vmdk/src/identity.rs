@@ -59,7 +59,7 @@ impl Identity {
             return Ok(());
         }
         let mut new = descriptor.clone();
-        new.set_cid(random_cid(descriptor.cid())?);
+        new.set_cid(random_cid(descriptor.cid())? & descriptor.cid_mask());
         replace(&*self.storage, self.place, &descriptor, &new)?;
         self.storage.sync()?;
         *descriptor = new;
@@ -68,13 +68,14 @@ impl Identity {
     }
 }
 
-/// A content ID that is neither `old` nor the one that means "no parent".
+/// A content ID whose last six digits differ from those of `old` and of the one that means "no parent".
 pub(crate) fn random_cid(old: u32) -> Result<u32> {
     loop {
         let mut bytes = [0; 4];
         getrandom::fill(&mut bytes).map_err(|error| Error::new(block::ErrorKind::Io, error.to_string()))?;
         let cid = u32::from_le_bytes(bytes);
-        if cid != old && cid != NO_PARENT {
+        let differs = |other: u32| (cid ^ other) & 0x00ff_ffff != 0;
+        if differs(old) && differs(NO_PARENT) {
             return Ok(cid);
         }
     }

@@ -76,6 +76,20 @@ fn the_content_id_changes_once_and_before_the_first_write() {
     assert_eq!(String::from_utf8(descriptor.to_bytes()).unwrap(), expected);
 }
 
+/// As qemu-img writes it if the first digit is a zero.
+#[test]
+fn a_short_content_id_is_replaced_by_one_as_short() {
+    let text = "version=1\nCID=136d649\nparentCID=ffffffff\ncreateType=\"custom\"\nRW 8 FLAT \"a\" 0\n";
+    let a = memory(0, 8);
+    let options = OpenOptions { writable: true, ..OpenOptions::default() };
+    let (descriptor, disk) = open_text(text, &[&a], options).unwrap();
+    disk.write_at(&[1], 0).unwrap();
+    assert_eq!(descriptor.to_bytes().len(), text.len());
+    let layout = Layout::read(&(descriptor as Arc<dyn Storage>)).unwrap();
+    assert_eq!(layout.descriptor().map(|descriptor| descriptor.cid()), disk.cid());
+    assert_ne!(disk.cid(), Some(0x0136_d649));
+}
+
 #[test]
 fn a_parent_with_another_content_id_is_refused_and_named() {
     let text = "version=1\nCID=1\nparentCID=aabbccdd\nparentFileNameHint=\"p.vmdk\"\ncreateType=\"custom\"\nRW 1 ZERO";
