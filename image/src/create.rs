@@ -270,7 +270,7 @@ fn after(error: Error, line: &str) -> Error {
 }
 
 /// A value in qemu's enumeration `parameter`.
-fn does_not_accept(parameter: &str, value: &str) -> Error {
+pub(crate) fn does_not_accept(parameter: &str, value: &str) -> Error {
     Error::usage(format!("Parameter '{parameter}' does not accept value '{value}'"))
 }
 

@@ -26,6 +26,8 @@ pub enum Format {
     Dmg,
     /// VMware's disks: a descriptor and its extents.
     Vmdk,
+    /// Hyper-V's VHDX.
+    Vhdx,
 }
 
 impl Format {
@@ -35,6 +37,7 @@ impl Format {
         Self::Qcow2,
         Self::Luks,
         Self::Vmdk,
+        Self::Vhdx,
         Self::Qcow,
         Self::Qed,
         Self::Parallels,
@@ -59,6 +62,7 @@ impl Format {
             Self::Bochs => "bochs",
             Self::Dmg => "dmg",
             Self::Vmdk => "vmdk",
+            Self::Vhdx => "vhdx",
         }
     }
 
@@ -117,7 +121,7 @@ impl std::fmt::Display for Format {
 
 /// Formats of qemu that are not read here, by their first bytes: offset, bytes, name.
 const FOREIGN: &[(usize, &[u8], &str)] =
-    &[(0x40, b"\x7f\x10\xda\xbe", "vdi"), (0, b"vhdxfile", "vhdx"), (0, b"LUKS\xba\xbe", "luks version 2")];
+    &[(0x40, b"\x7f\x10\xda\xbe", "vdi"), (0, b"LUKS\xba\xbe", "luks version 2")];
 
 /// The name of the format that qemu would recognise and that is not read here. Taking such a file for raw would
 /// give the guest the container instead of the disk.

@@ -6,6 +6,7 @@
 //! and in which order a chain is built is decided by the caller, not by the drivers.
 
 mod foreign;
+mod vhdx;
 mod vmdk;
 mod vpc;
 
@@ -33,6 +34,7 @@ pub(crate) fn driver(format: Format) -> Option<&'static dyn Driver> {
             foreign::driver(format)
         }
         Format::Vmdk => Some(&vmdk::Vmdk),
+        Format::Vhdx => Some(&vhdx::Format),
     }
 }
 

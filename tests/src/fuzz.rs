@@ -3,6 +3,7 @@
 //! the bytes are.
 
 mod snapshot;
+mod vhdx;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
@@ -13,6 +14,7 @@ use block::{BlockDevice, Error, ErrorKind, HostExtent, Result, Storage, ZeroMode
 use qcow2::create::CreateOptions;
 use qcow2::{Header, Qcow2};
 
+pub use self::vhdx::vhdx;
 pub use snapshot::qcow2_snapshot;
 
 use crate::forge::Forge;

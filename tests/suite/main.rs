@@ -31,4 +31,5 @@ mod resize;
 mod snapshot;
 mod stories;
 mod table;
+mod vhdx;
 mod vpc;

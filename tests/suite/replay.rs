@@ -68,6 +68,19 @@ fn luks_header() {
     replay("luks_header", fuzz::luks_header);
 }
 
+/// The corpus, and random edits of all structures (or as many as `VIMG_FUZZ_INPUTS` says).
+#[test]
+fn vhdx() {
+    replay("vhdx", fuzz::vhdx);
+    let wanted = std::env::var("VIMG_FUZZ_INPUTS").ok().and_then(|text| text.parse().ok());
+    let mut random = block::testing::Random::new(78);
+    for _ in 0..wanted.unwrap_or(150) {
+        let mut input = [0; 24];
+        random.fill(&mut input);
+        fuzz::vhdx(&input);
+    }
+}
+
 /// The seeds themselves are good images: a corpus that is refused at the first byte tests nothing.
 #[test]
 fn the_seeds_are_clean() {

@@ -11,7 +11,7 @@ use block::device::check_range;
 use block::extent::read_backing;
 use block::image::{CheckReport, Image, ImageInfo, Repair};
 use block::pieces::{Piece, pieces};
-use block::{BlockDevice, Error, ErrorKind, LayerExtent, Limits, Result, Storage, ZeroMode};
+use block::{BlockDevice, Error, ErrorKind, LayerExtent, Limits, Preallocation, Result, Storage, ZeroMode};
 
 use crate::bat::State;
 use crate::bitmap::{Bitmaps, Bits};
@@ -270,6 +270,10 @@ impl BlockDevice for Vhdx {
         self.finish()
     }
 
+    fn resize(&self, _: u64, _: Preallocation) -> Result<()> {
+        Err(Error::unsupported("Image format driver does not support resize"))
+    }
+
     fn layer_extent(&self, offset: u64, max_len: u64) -> Result<LayerExtent> {
         check_range(offset, 1, self.size())?;
         self.extent_at(offset, max_len.min(self.size() - offset))
@@ -315,6 +319,15 @@ impl Image for Vhdx {
             return Err(Error::usage("an image that is open for writing cannot be checked"));
         }
         crate::check::check(&self.storage, repair)
+    }
+
+    fn content_id(&self) -> Option<Vec<u8>> {
+        Some(self.data_write_guid().0.to_vec())
+    }
+
+    fn adopt_parent(&self, content_id: &[u8]) -> Result<()> {
+        let guid = content_id.try_into().map(Guid);
+        self.change_linkage(guid.map_err(|_| Error::unsupported("the parent of a VHDX image is one, too"))?)
     }
 
     fn container(&self) -> Option<&Arc<dyn Storage>> {

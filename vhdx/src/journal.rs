@@ -156,6 +156,14 @@ impl Journal {
         if run.is_empty() { Ok(()) } else { self.storage.write_at(&run, start) }
     }
 
+    /// Changes sectors of the file that are not of the BAT, through the log. Durable on return.
+    pub(crate) fn change(&self, sectors: &[Sector]) -> Result<()> {
+        let mut state = self.state.lock();
+        let len = self.storage.len()?;
+        self.storage.sync()?;
+        self.commit(&mut state, sectors, len)
+    }
+
     /// Flushes, and leaves a file whose log is empty.
     pub(crate) fn close(&self, table: &Table) -> Result<()> {
         let mut state = self.state.lock();

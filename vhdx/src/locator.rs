@@ -10,11 +10,17 @@ const VHDX_TYPE: Guid = Guid::new(0xb04a_efb7, 0xd19e, 0x4a81, 0xb789_25b8_e944_
 /// Keys that a reader could ever look at; the table says up to 65535.
 const MAX_ENTRIES: u16 = 256;
 
+/// Characters of a GUID in braces.
+const LINKAGE_CHARS: usize = 38;
+
 /// What the locator says of the parent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Locator {
     /// `parent_linkage` and, if it is there, `parent_linkage2`: the parent's `DataWriteGuid` has to be one of these.
     pub linkage: Vec<Guid>,
+    /// Where the text of `parent_linkage` lies in bytes, if another GUID has room there: in the locator, or, once it has
+    /// been read from a file, in the file.
+    pub linkage_at: Option<u64>,
     /// `relative_path`: from the folder of the image, with backslashes.
     pub relative_path: Option<String>,
     /// `volume_path`: from the root of a volume that is named by its GUID.
@@ -42,10 +48,18 @@ impl Locator {
         if count > MAX_ENTRIES {
             return Err(Error::invalid(format!("the VHDX parent locator has {count} entries")));
         }
-        let mut locator =
-            Self { linkage: vec![], relative_path: None, volume_path: None, absolute_win32_path: None };
+        let mut locator = Self {
+            linkage: vec![],
+            linkage_at: None,
+            relative_path: None,
+            volume_path: None,
+            absolute_win32_path: None,
+        };
         for _ in 0..count {
-            let (key, value) = entry(bytes, &mut reader).ok_or_else(short)?;
+            let (key, value, value_at) = entry(bytes, &mut reader).ok_or_else(short)?;
+            if key == "parent_linkage" && value.len() == LINKAGE_CHARS {
+                locator.linkage_at = Some(value_at.into());
+            }
             locator.add(&key, value)?;
         }
         locator.checked()
@@ -78,6 +92,11 @@ impl Locator {
         Ok(self)
     }
 
+    /// The bytes of the text that names a parent, of one length always.
+    pub(crate) fn linkage_text(parent: Guid) -> Vec<u8> {
+        format!("{{{parent}}}").encode_utf16().flat_map(u16::to_le_bytes).collect()
+    }
+
     /// The paths as they are stored, in the order in which they are to be tried.
     pub fn paths(&self) -> impl Iterator<Item = &str> {
         let all = [&self.relative_path, &self.volume_path, &self.absolute_win32_path];
@@ -105,8 +124,8 @@ fn unix_path(path: &str) -> String {
     path.strip_prefix("./").unwrap_or(&path).to_owned()
 }
 
-/// The next key and its value; `None` if they do not lie inside the locator.
-fn entry(bytes: &[u8], reader: &mut Reader<'_>) -> Option<(String, String)> {
+/// The next key, its value and where that lies; `None` if they do not lie inside the locator.
+fn entry(bytes: &[u8], reader: &mut Reader<'_>) -> Option<(String, String, u32)> {
     let (key_offset, value_offset) = (reader.le_u32()?, reader.le_u32()?);
     let (key_length, value_length) = (reader.le_u16()?, reader.le_u16()?);
     let text = |offset: u32, length: u16| {
@@ -115,7 +134,7 @@ fn entry(bytes: &[u8], reader: &mut Reader<'_>) -> Option<(String, String)> {
         let units: Vec<u16> = units.map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
         Some(String::from_utf16_lossy(&units))
     };
-    Some((text(key_offset, key_length)?, text(value_offset, value_length)?))
+    Some((text(key_offset, key_length)?, text(value_offset, value_length)?, value_offset))
 }
 
 #[cfg(test)]

@@ -135,12 +135,14 @@ impl Table {
         Ok(())
     }
 
+    /// The entry of an item of the system.
+    fn find(&self, id: Guid) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.id == id && entry.flags & IS_USER == 0)
+    }
+
     /// The contents of an item of the system.
     fn item(&self, storage: &dyn Storage, id: Guid) -> Result<Option<Vec<u8>>> {
-        let Some(entry) = self.entries.iter().find(|entry| entry.id == id && entry.flags & IS_USER == 0)
-        else {
-            return Ok(None);
-        };
+        let Some(entry) = self.find(id) else { return Ok(None) };
         let mut bytes = vec![0; entry.length as usize];
         storage.read_at(&mut bytes, self.region.offset + u64::from(entry.offset))?;
         Ok(Some(bytes))
@@ -250,9 +252,11 @@ impl Metadata {
 }
 
 fn locator(table: &Table, storage: &dyn Storage) -> Result<Locator> {
-    let bytes = table.item(storage, PARENT_LOCATOR)?;
-    let bytes = bytes.ok_or_else(|| Error::invalid("the VHDX file has a parent, and no parent locator"))?;
-    Locator::parse(&bytes)
+    let missing = || Error::invalid("the VHDX file has a parent, and no parent locator");
+    let bytes = table.item(storage, PARENT_LOCATOR)?.ok_or_else(missing)?;
+    let at = table.find(PARENT_LOCATOR).map_or(0, |entry| table.region.offset + u64::from(entry.offset));
+    let locator = Locator::parse(&bytes)?;
+    Ok(Locator { linkage_at: locator.linkage_at.map(|within| at + within), ..locator })
 }
 
 #[cfg(test)]

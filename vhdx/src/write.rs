@@ -9,17 +9,19 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use block::extent::read_backing;
-use block::num::{align_up, to_usize};
+use block::num::{align_down, align_up, len_of, to_usize};
 use block::pieces::{Piece, pieces};
 use block::stripes::Stripes;
 use block::{Error, ErrorKind, Result, Storage, ZeroMode};
 use parking_lot::Mutex;
 
-use crate::MIB;
 use crate::bat::{Entry, State};
 use crate::device::{Place, Vhdx};
 use crate::journal::Journal;
+use crate::locator::Locator;
+use crate::log::{SECTOR, SECTOR_LEN};
 use crate::source::Source;
+use crate::{Guid, MIB};
 
 /// Bytes that are copied from the parent at once.
 const COPY: u64 = 1 << 20;
@@ -299,6 +301,23 @@ impl Vhdx {
             }
         }
         self.relieve(writer).map(|()| true)
+    }
+
+    /// Records another GUID of the parent, through the log: it may lie across two sectors.
+    pub(crate) fn change_linkage(&self, parent: Guid) -> Result<()> {
+        let writer = self.begin()?;
+        let at = self.metadata.parent.as_ref().and_then(|locator| locator.linkage_at);
+        let at =
+            at.ok_or_else(|| Error::unsupported("the VHDX parent locator has no room for another GUID"))?;
+        let text = Locator::linkage_text(parent);
+        let first = align_down(at, SECTOR);
+        let end = (at + len_of(&text)).next_multiple_of(SECTOR);
+        let mut bytes = vec![0; to_usize(end - first)];
+        self.storage.read_at(&mut bytes, first)?;
+        bytes[to_usize(at - first)..][..text.len()].copy_from_slice(&text);
+        let sectors = bytes.as_chunks::<SECTOR_LEN>().0.iter().zip((first..).step_by(SECTOR_LEN));
+        let sectors: Vec<_> = sectors.map(|(bytes, offset)| (offset, Box::new(*bytes))).collect();
+        writer.journal.change(&sectors)
     }
 
     /// Leaves the file as a clean shutdown does.

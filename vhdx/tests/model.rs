@@ -217,3 +217,21 @@ fn threads_do_not_hurt_each_other() {
         }
     }
 }
+
+/// After a commit the parent is another one by its GUID, and the child has to know it.
+#[test]
+fn a_changed_parent_is_recorded() {
+    let (storage, parent, bytes) = Shape::Differencing(Differencing { sector_size: 512, seed: 9 }).make();
+    let image = open(&storage, true, parent.as_ref());
+    image.adopt_parent(&[0x5a; 16]).unwrap();
+    assert!(image.adopt_parent(&[1; 3]).is_err());
+    image.close().unwrap();
+    drop(image);
+    let source = Source::read(&storage).unwrap();
+    let locator = source.metadata().parent.clone().unwrap();
+    assert_eq!(
+        (locator.linkage.clone(), locator.names()),
+        (vec![vhdx::Guid([0x5a; 16])], vec!["parent.vhdx".to_owned()])
+    );
+    Model::from_bytes(bytes).compare(&*open(&storage, false, parent.as_ref())).unwrap();
+}
