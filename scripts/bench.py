@@ -111,12 +111,16 @@ DATA = {
     "disk.luks": lambda: run(
         QEMU, "convert", "-f", "raw", "-O", "luks", *SECRET, "-o", "key-secret=s,iter-time=10", "disk.raw", "disk.luks"
     ),
+    "disk.vmdk": lambda: run(QEMU, "convert", "-f", "raw", "-O", "vmdk", "disk.raw", "disk.vmdk"),
+    # Made by ours: what VMware's products write has its tables behind the grains, qemu's has them in front.
+    "stream.vmdk": lambda: run(VIMG, "convert", "-f", "raw", *STREAM.split(), "disk.raw", "stream.vmdk"),
     "copy.qcow2": lambda: run("cp", "disk.qcow2", "copy.qcow2"),
     "copy.raw": lambda: run("cp", "--sparse=never", "disk.raw", "copy.raw"),
 }
 
 
 SECRET = ["--object", "secret,id=s,data=hush"]
+STREAM = "-O vmdk -o subformat=streamOptimized"
 LUKS = "driver=luks,key-secret=s,file.filename="
 
 
@@ -228,8 +232,18 @@ def luks_same(row):
     run(QEMU, "compare", "-q", *SECRET, "--image-opts", LUKS + "out-vimg", "driver=raw,file.filename=" + row.target)
 
 
+def vmdk_same(row):
+    run(QEMU, "compare", "-q", "-f", "vmdk", "-F", "raw", "out-vimg", row.target)
+    if "streamOptimized" in " ".join(row.words):
+        note_sizes(row)
+
+
 def smaller(row):
     qcow2_same(row)
+    note_sizes(row)
+
+
+def note_sizes(row):
     ours, theirs = os.path.getsize("out-vimg"), os.path.getsize("out-qemu")
     note = f"{row.name}: {ours / MIB:.0f} MiB written by vimg, {theirs / MIB:.0f} MiB by qemu-img"
     NOTES.append(note if ours <= theirs else note + " (LARGER)")
@@ -283,6 +297,11 @@ ROWS = [
     Row("zstd", "raw -> qcow2 -c, zstd", "convert -c -f raw -O qcow2 -o compression_type=zstd disk.raw OUT", ["disk.raw"], "disk.raw", smaller),
     Row("unzlib", "zlib qcow2 -> raw", "convert -f qcow2 -O raw zlib.qcow2 OUT", ["disk.raw", "disk.qcow2", "zlib.qcow2"], "disk.raw", raw_same),
     Row("unzstd", "zstd qcow2 -> raw", "convert -f qcow2 -O raw zstd.qcow2 OUT", ["disk.raw", "disk.qcow2", "zstd.qcow2"], "disk.raw", raw_same),
+    Row("raw-vmdk", "raw -> vmdk", "convert -f raw -O vmdk disk.raw OUT", ["disk.raw"], "disk.raw", vmdk_same),
+    Row("vmdk-raw", "vmdk -> raw", "convert -f vmdk -O raw disk.vmdk OUT", ["disk.raw", "disk.vmdk"], "disk.raw", raw_same),
+    Row("vmdk-qcow2", "vmdk -> qcow2", "convert -f vmdk -O qcow2 disk.vmdk OUT", ["disk.raw", "disk.vmdk"], "disk.raw", qcow2_same),
+    Row("raw-stream", "raw -> streamOptimized vmdk", f"convert -f raw {STREAM} disk.raw OUT", ["disk.raw"], "disk.raw", vmdk_same),
+    Row("stream-raw", "streamOptimized vmdk -> raw", "convert -f vmdk -O raw stream.vmdk OUT", ["disk.raw", "stream.vmdk"], "disk.raw", raw_same),
     Row("tib-convert", "1 TiB nearly empty: convert", "convert -f qcow2 -O qcow2 tib.qcow2 OUT", ["tib.qcow2"], "tib.qcow2", qcow2_same),
     Row("tib-check", "1 TiB nearly empty: check", "check -f qcow2 tib.qcow2", ["tib.qcow2"], repeat=10),
     Row("tib-map", "1 TiB nearly empty: map", "map -f qcow2 --output=json tib.qcow2", ["tib.qcow2"], repeat=10),
@@ -323,6 +342,7 @@ ROWS = [
 TARGETS = {
     "raw-qcow2": 0.8, "raw-qcow2-W": 0.8, "qcow2-raw": 0.8, "qcow2-qcow2": 0.8, "raw-raw": 0.8, "chain-qcow2": 0.8, "raw-raw-cp": 1.0,
     "zlib": 0.3, "zstd": 0.7, "unzlib": 0.4, "unzstd": 0.7,
+    "raw-vmdk": 0.8, "vmdk-raw": 0.8, "vmdk-qcow2": 0.8, "raw-stream": 0.15, "stream-raw": 0.3,
     "tib-convert": 0.2, "tib-check": 0.2, "tib-map": 0.2, "tib-compare": 0.2,
     "check": 0.7, "map": 0.7, "measure": 0.7, "measure-raw": 0.7, "compare": 0.7, "compare-raw": 0.7,
     "check-full": 0.5, "check-tibfull": 0.5, "map-full": 0.7, "snapshot-create": 0.5, "snapshot-apply": 0.5, "snapshot-delete": 0.5, "rebase-flatten": 0.5, "rebase-safe": 0.5, "rebase-other": 0.5, "commit": 0.5, "luks-raw": 0.5, "raw-luks": 0.5, "info": 0.3, "create": 0.3, "resize": 0.3, "version": 0.3,

@@ -23,6 +23,7 @@ mod bitmaps;
 pub mod engine;
 #[cfg(test)]
 mod file_tests;
+mod pipe;
 mod plan;
 mod salvage;
 pub(crate) mod source;
@@ -37,10 +38,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use block::file::CacheMode;
-use block::{Error, ErrorKind, Result, ResultExt as _, Storage as _, Stored};
+use block::{BlockDevice, Error, ErrorKind, Result, ResultExt as _, Storage as _, Stored};
 
 pub use bitmaps::Bitmaps;
 pub use engine::{EngineOptions, Tally, convert_devices, default_threads};
+pub use pipe::{PipeTarget, can_be_sent};
 pub use plan::Fresh;
 pub use salvage::{Losses, Lost};
 pub use source::Source;
@@ -102,6 +104,8 @@ pub enum Target {
     Create(CreateRequest),
     /// It is there already (`-n`).
     Existing(Box<ExistingTarget>),
+    /// It is created in a pipe.
+    Pipe(Box<PipeTarget>),
 }
 
 /// An image that is written to as it is.
@@ -239,10 +243,18 @@ impl ConvertRequest {
 /// a file that had been there before is empty.
 pub fn convert(request: &ConvertRequest, progress: &dyn Progress) -> Result<ConvertReport> {
     bitmaps::check(request)?;
+    let once;
+    let progress: &dyn Progress = if request.sources.iter().any(|source| source.sequential) {
+        once = pipe::refuse_second_look(request, progress)?;
+        &once
+    } else {
+        progress
+    };
     let source = request.source()?;
     match &request.target {
         Target::Create(target) => convert_to_new(request, target, &source, progress),
         Target::Existing(target) => convert_to_existing(request, target, &source, progress),
+        Target::Pipe(target) => pipe::convert_to_pipe(request, target, &source, progress),
     }
 }
 
@@ -303,11 +315,33 @@ fn run(
     let device = target.device();
     progress.starting();
     let lengths = request.source_lengths();
-    let tally = convert_devices(source, &*device, &request.engine_options(fresh, target.format), progress)?;
+    let options = options_for(request, target, &*device, fresh)?;
+    let tally = convert_devices(source, &*device, &options, progress)?;
     request.check_lengths(&lengths)?;
     bitmaps::copy(request, target, progress)?;
     device.close().context(|| "error while flushing the target".to_owned())?;
     Ok(ConvertReport { size: source.size(), tally })
+}
+
+/// How the engine works for this target. As in qemu-img, an image that stores nothing but compressed clusters gets
+/// them without having been asked for; and one that cannot store them, although others of its format can, gets
+/// plain ones.
+fn options_for(
+    request: &ConvertRequest,
+    target: &Layer,
+    device: &dyn BlockDevice,
+    fresh: Fresh,
+) -> Result<EngineOptions> {
+    let options = request.engine_options(fresh, target.format);
+    let able = device.compressed_writer().is_some();
+    if able && target.image.info()?.compressed {
+        return Ok(EngineOptions { compress: true, ordered: true, ..options });
+    }
+    let driven = crate::formats::driver(target.format).is_some();
+    Ok(EngineOptions {
+        compress: options.compress && (able || !driven || !target.format.can_compress()),
+        ..options
+    })
 }
 
 fn convert_to_new(
@@ -399,7 +433,7 @@ fn fully_allocated(request: &ConvertRequest, create: &CreateRequest) -> bool {
     !elsewhere
         && (create.format == Format::Luks
             || matches!(preallocation, "falloc" | "full")
-            || (request.sparse == Some(0) && !request.compress))
+            || (request.sparse == Some(0) && !request.compress && !can_be_sent(create)))
 }
 
 /// Creates the target and opens it.

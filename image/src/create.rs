@@ -7,9 +7,10 @@
 pub(crate) mod make;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use block::file::CacheMode;
-use block::{Error, Result, ResultExt as _};
+use block::{BlockDevice, Error, Result, ResultExt as _, Storage};
 
 use crate::format::Format;
 use crate::formats::Place;
@@ -113,6 +114,22 @@ impl PreparedCreate {
     pub fn others(&self) -> Result<Vec<PathBuf>> {
         let plan = make::Plan::new(self.format, self.size, &self.options, &self.secrets)?;
         Ok(plan.others(&self.named))
+    }
+
+    /// Begins the image in something that can only be appended to; closing the disk that is returned completes it.
+    ///
+    /// # Errors
+    /// Images of this kind cannot be made like that, options that do not go together, or the host failed.
+    pub(crate) fn stream(
+        &self,
+        output: &Arc<dyn Storage>,
+        level: qcow2::codec::Level,
+    ) -> Result<Arc<dyn BlockDevice>> {
+        let plan = make::Plan::new(self.format, self.size, &self.options, &self.secrets)?;
+        plan.stream(output, level)?.ok_or_else(|| {
+            Error::usage(format!("images of format '{}' cannot be written to a pipe", self.format))
+                .hint("only VMDK can: -O vmdk -o subformat=streamOptimized")
+        })
     }
 
     /// Creates the image. On failure the files that were created are removed again.
@@ -243,7 +260,7 @@ fn look_at_backing(
     Ok(size.or(backing.image.size().checked_next_multiple_of(512)))
 }
 
-fn open_backing(request: &CreateRequest, name: &str, format: Option<&str>) -> Result<std::sync::Arc<Layer>> {
+fn open_backing(request: &CreateRequest, name: &str, format: Option<&str>) -> Result<Arc<Layer>> {
     let target = Node::from_filename(&request.filename, &mut vec![])?;
     let full = resolve_name(target.plain_path(), name)?;
     let format = match format {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use block::file::{CacheMode, HostFile};
 use block::image::{CheckReport, Image, Repair};
-use block::{Error, Result, Storage};
+use block::{BlockDevice, Error, Result, Storage};
 
 pub(crate) use crate::create::make::Made;
 use crate::format::Format;
@@ -218,6 +218,20 @@ pub(crate) trait Make: Debug {
     /// # Errors
     /// The host failed.
     fn carry_out(&self, made: &mut Made, place: &Place<'_>) -> Result<()>;
+
+    /// Begins the image on something that can only be appended to (a pipe), to be filled in the order of the disk
+    /// and completed by closing it. `None`, with nothing written: images of this kind cannot be made like that.
+    ///
+    /// # Errors
+    /// The host failed.
+    fn stream(
+        &self,
+        output: &Arc<dyn Storage>,
+        level: qcow2::codec::Level,
+    ) -> Result<Option<Arc<dyn BlockDevice>>> {
+        let _ = (output, level);
+        Ok(None)
+    }
 }
 
 /// Where a new image goes.

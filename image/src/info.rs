@@ -109,7 +109,6 @@ impl Description {
                 document.insert(key.to_owned(), value);
             }
         };
-        put("compressed", self.image.compressed.then_some(Value::Bool(true)));
         put("children", Some(self.children()));
         put("backing-filename-format", self.image.backing_format.clone().map(Value::from));
         put("snapshots", self.snapshots());

@@ -7,6 +7,7 @@
 
 mod chain;
 mod names;
+mod pipe;
 mod source;
 
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ use crate::spec::{Spec, could_not_open};
 
 pub(crate) use chain::{Opened, open_luks, open_own};
 pub(crate) use names::{backing_node, resolve_name};
+pub use pipe::open_pipe;
 pub(crate) use source::Purpose;
 
 /// The most images that a chain may have.
@@ -94,6 +96,8 @@ pub struct Layer {
     pub format: Format,
     /// Nobody said that it is raw; nothing else was recognised.
     pub probed: bool,
+    /// It comes through a pipe: it can be read once, from its start to its end.
+    pub sequential: bool,
     /// Named as a protocol where a format could have been (`driver=file`): shown under this name.
     pub protocol_only: Option<&'static str>,
     /// qemu's name of what lies below the format: `file`, `host_device`, `nbd`...

@@ -85,6 +85,8 @@ pub(crate) struct Reporter<'a> {
     asked: Arc<AtomicBool>,
     /// Where files may still be made, renamed and removed once the operation has started.
     directories: Option<Vec<PathBuf>>,
+    /// Standard output is taken: everything is shown on standard error.
+    spares_stdout: bool,
 }
 
 /// Which signals whoever started us wants to be ignored (nohup, a shell's background job). They stay ignored.
@@ -118,12 +120,27 @@ impl<'a> Reporter<'a> {
             signal,
             asked,
             directories: None,
+            spares_stdout: false,
         })
     }
 
     /// Confines the program to these directories once the operation has opened all it needs.
     pub(crate) fn confining_to(self, directories: Vec<PathBuf>) -> Self {
         Self { directories: Some(directories), ..self }
+    }
+
+    /// Leaves standard output to what the operation itself writes there, if `spare`.
+    pub(crate) fn sparing_stdout(self, spare: bool) -> Self {
+        Self { spares_stdout: spare, ..self }
+    }
+
+    /// Shows a piece of text.
+    fn put(&self, text: &str) -> Outcome<()> {
+        if self.spares_stdout {
+            self.app.say(text);
+            return Ok(());
+        }
+        self.app.print(text)
     }
 
     /// Says that nothing is done yet, for operations of which not all have anything to tell.
@@ -139,7 +156,7 @@ impl<'a> Reporter<'a> {
     /// The operation is over: leaves the line. Whatever was to be said about its result has been said.
     pub(crate) fn finish(&self) -> Outcome<()> {
         match self.form {
-            Form::Qemu => self.app.print("\n"),
+            Form::Qemu => self.put("\n"),
             Form::Bar => {
                 self.bar.iter().for_each(ProgressBar::abandon);
                 Ok(())
@@ -173,7 +190,7 @@ impl<'a> Reporter<'a> {
     fn show_qemu(&self, done: u64, total: u64) {
         let percent = hundredths(done, total);
         // If nobody reads any more, the operation is still worth finishing.
-        self.in_order(done, total, percent, STEP, || drop(self.app.print(&format!("{}\r", line(percent)))));
+        self.in_order(done, total, percent, STEP, || drop(self.put(&format!("{}\r", line(percent)))));
     }
 
     fn show_json(&self, done: u64, total: u64) {
@@ -181,7 +198,7 @@ impl<'a> Reporter<'a> {
         let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX - 1);
         let interval = u64::try_from(JSON_INTERVAL.as_millis()).unwrap_or(1);
         self.in_order(done, total, millis, interval, || {
-            drop(self.app.print(&format!("{}\n", object(done, total, elapsed))));
+            drop(self.put(&format!("{}\n", object(done, total, elapsed))));
         });
     }
 

@@ -4,6 +4,7 @@
 
 mod snapshot;
 mod vhdx;
+mod vmdk_stream;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
@@ -16,6 +17,7 @@ use qcow2::{Header, Qcow2};
 
 pub use self::vhdx::vhdx;
 pub use snapshot::qcow2_snapshot;
+pub use vmdk_stream::{vmdk_extent, vmdk_sequential};
 
 use crate::forge::Forge;
 use crate::ops::{Model, Op};

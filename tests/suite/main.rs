@@ -32,4 +32,5 @@ mod snapshot;
 mod stories;
 mod table;
 mod vhdx;
+mod vmdk_stream;
 mod vpc;

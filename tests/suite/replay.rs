@@ -81,6 +81,29 @@ fn vhdx() {
     }
 }
 
+/// The corpus, and damaged neighbours of each of its members.
+#[test]
+fn vmdk_streams() {
+    let damaged = |body: fn(&[u8])| {
+        move |bytes: &[u8]| {
+            body(bytes);
+            let mut random = block::testing::Random::new(bytes.len() as u64);
+            let mut spot = [0; 3];
+            for _ in 0..200 {
+                let mut bad = bytes.to_vec();
+                random.fill(&mut spot);
+                let len = bad.len();
+                let at = usize::from(spot[0]) * (1 + usize::from(spot[1]) * len.div_ceil(65536)) % len;
+                bad[at] = spot[2];
+                body(&bad);
+                body(&bad[..at]);
+            }
+        }
+    };
+    replay("vmdk_sequential", damaged(fuzz::vmdk_sequential));
+    replay("vmdk_extent", damaged(fuzz::vmdk_extent));
+}
+
 /// The seeds themselves are good images: a corpus that is refused at the first byte tests nothing.
 #[test]
 fn the_seeds_are_clean() {

@@ -6,7 +6,8 @@ use block::device::check_range;
 use block::image::{CheckReport, Image, ImageInfo, Repair, Value};
 use block::num::{low_u32, to_usize};
 use block::{
-    BlockDevice, CompressedWriter, Error, LayerExtent, Limits, Preallocation, Result, Storage, ZeroMode,
+    BlockDevice, Compressed, CompressedWriter, Error, LayerExtent, Limits, Preallocation, Result, Storage,
+    ZeroMode,
 };
 
 use crate::SECTOR;
@@ -315,7 +316,31 @@ impl BlockDevice for Vmdk {
     }
 
     fn compressed_writer(&self) -> Option<&dyn CompressedWriter> {
-        self.only_part().filter(|_| self.writable).and_then(|part| part.extent.compressed_writer())
+        let able = self.packer().filter(|_| self.writable);
+        able.map(|_| self as &dyn CompressedWriter)
+    }
+}
+
+impl Vmdk {
+    /// The ability of the only extent to store compressed grains.
+    fn packer(&self) -> Option<&dyn CompressedWriter> {
+        self.only_part().and_then(|part| part.extent.compressed_writer())
+    }
+}
+
+/// What the extent does, with what every change of the contents begins with.
+impl CompressedWriter for Vmdk {
+    fn cluster_size(&self) -> u32 {
+        self.packer().map_or(0, CompressedWriter::cluster_size)
+    }
+
+    fn compress(&self, data: &[u8]) -> Result<Compressed> {
+        self.packer().ok_or_else(Error::read_only)?.compress(data)
+    }
+
+    fn write_compressed(&self, clusters: &[Compressed], offset: u64) -> Result<()> {
+        self.before_write(offset, 1)?;
+        self.packer().ok_or_else(Error::read_only)?.write_compressed(clusters, offset)
     }
 }
 

@@ -113,7 +113,7 @@ impl Stream {
             (true, true) => return Err(directory_in_front()),
             (true, false) => {
                 let start = resume(&storage, &header, directory)?;
-                Some(Arc::new(Appender::new(Arc::clone(&storage), header, start)))
+                Some(Arc::new(Appender::new(Arc::clone(&storage), header, start, true)))
             }
         };
         Self::with(storage, header, directory, appender, level)
@@ -126,8 +126,7 @@ impl Stream {
     /// It is too large.
     pub(crate) fn create(storage: Arc<dyn Storage>, header: Header, level: Level) -> Result<Self> {
         check_level(level)?;
-        let appender = Arc::new(Appender::new(Arc::clone(&storage), header, Start::empty(&header)?));
-        appender.touch();
+        let appender = Arc::new(Appender::new(Arc::clone(&storage), header, Start::empty(&header)?, false));
         Self::with(storage, header, 0, Some(appender), level)
     }
 
@@ -298,11 +297,7 @@ impl Stream {
     /// # Errors
     /// The host failed, or had failed before.
     pub(crate) fn flush(&self) -> Result<()> {
-        let Some(appender) = &self.appender else { return Ok(()) };
-        // No table refers to grains that are not there.
-        self.storage.sync()?;
-        appender.write_tail()?;
-        self.storage.sync()
+        self.appender.as_ref().map_or(Ok(()), |appender| appender.complete())
     }
 }
 
@@ -334,10 +329,10 @@ pub(crate) fn find_footer(storage: &dyn Storage, header: &Header) -> Result<Head
     let mut bytes = vec![0; to_usize(end - start)];
     storage.read_at(&mut bytes, start)?;
     let sectors: Vec<&[u8]> = bytes.chunks(to_usize(SECTOR)).collect();
+    // The end-of-stream marker is all zeros, and so is padding.
     let last = sectors.iter().rposition(|sector| !is_zero(sector)).unwrap_or(0);
-    let (Some(footer), Some(marker)) =
-        (sectors.get(last), last.checked_sub(1).and_then(|at| sectors.get(at)))
-    else {
+    let marker = last.checked_sub(1).and_then(|at| sectors.get(at));
+    let (Some(marker), Some(footer), Some(_)) = (marker, sectors.get(last), sectors.get(last + 1)) else {
         return Err(invalid_footer());
     };
     if Marker::parse(marker) != Some(Marker::Footer { sectors: 1 }) {

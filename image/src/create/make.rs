@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use block::file::{CacheMode, CreateMode, FileOptions, HostFile};
 use block::lock::Permissions;
-use block::{BlockDevice as _, Error, ErrorKind, Preallocation, Result, Storage, ZeroMode};
+use block::{BlockDevice, Error, ErrorKind, Preallocation, Result, Storage, ZeroMode};
 use qcow2::create::CreateOptions;
 use qcow2::header::{COMPRESSION_ZLIB, COMPRESSION_ZSTD};
 use qcow2::{Header, Qcow2};
@@ -78,6 +78,18 @@ impl Plan {
             Self::Qcow2 { data_file, .. } => data_file.iter().cloned().collect(),
             Self::Other(make) => make.others(named),
             Self::Raw { .. } | Self::Luks(_) => vec![],
+        }
+    }
+
+    /// Begins the image in a pipe, where its format can be written like that.
+    pub(super) fn stream(
+        &self,
+        output: &Arc<dyn Storage>,
+        level: qcow2::codec::Level,
+    ) -> Result<Option<Arc<dyn BlockDevice>>> {
+        match self {
+            Self::Other(make) => make.stream(output, level),
+            _ => Ok(None),
         }
     }
 

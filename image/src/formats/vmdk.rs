@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use block::file::{FileOptions, HostFile};
 use block::image::{CheckReport, Image, Repair};
-use block::{Error, Preallocation, Result, ResultExt as _, Storage};
+use block::{BlockDevice, Error, Preallocation, Result, ResultExt as _, Storage};
 use vmdk::create::{CreateOptions, Subformat};
 use vmdk::disk::Parent;
 use vmdk::{Layout, OpenOptions};
@@ -18,6 +18,9 @@ use crate::options::{Definition, Kind, Options, SIZE, option, with_default};
 /// The driver.
 #[derive(Debug)]
 pub(super) struct Vmdk;
+
+/// What a stream that goes into a pipe calls itself, as VMware's products do.
+const STREAM_NAME: &str = "generated-stream.vmdk";
 
 /// In the order of qemu's line about what it creates.
 const OPTIONS: &[Definition] = &[
@@ -225,5 +228,19 @@ impl Make for Plan {
             create.make_extent(&*file, extent.sectors, None)?;
         }
         made.file(place.path, place.cache)?.write_at(descriptor.as_bytes(), 0)
+    }
+
+    fn stream(
+        &self,
+        output: &Arc<dyn Storage>,
+        level: qcow2::codec::Level,
+    ) -> Result<Option<Arc<dyn BlockDevice>>> {
+        if self.create.subformat != Subformat::StreamOptimized || self.backing.is_some() {
+            return Ok(None);
+        }
+        let descriptor = self.create.descriptor(STREAM_NAME)?;
+        let level = level.level.and_then(|level| u32::try_from(level).ok());
+        let target = vmdk::stream::Target::new(output, self.create.sectors(), descriptor.as_bytes(), level)?;
+        Ok(Some(Arc::new(target)))
     }
 }

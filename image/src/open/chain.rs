@@ -399,6 +399,7 @@ fn build(
         filename,
         format: opened.format,
         probed: opened.probed,
+        sequential: false,
         protocol_only: opened.node.protocol_only,
         protocol: opened.container.protocol,
         image,

@@ -1,11 +1,16 @@
 //! `convert`: the bytes of one or more disks into another image.
 
+use std::fs::File;
+use std::io::{BufReader, IsTerminal as _};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::file::CacheMode;
-use image::convert::{Bitmaps, ConvertReport, ConvertRequest, ExistingTarget, Losses, Target, convert};
-use image::open::Share;
+use image::convert::{
+    Bitmaps, ConvertReport, ConvertRequest, ExistingTarget, Losses, PipeTarget, Target, can_be_sent, convert,
+};
+use image::open::{Share, open_pipe};
 use image::{CreateRequest, Format, Layer, OpenOptions, Spec, options};
 
 use crate::app::{App, directory_of};
@@ -29,6 +34,7 @@ Examples:
   vimg convert --progress=json -O raw disk.qcow2 disk.raw
   vimg convert -l before-upgrade -O qcow2 disk.qcow2 before.qcow2
   vimg convert --salvage damaged.qcow2 rescued.raw
+  vimg convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat > disk.vmdk'
 
 Signals: SIGUSR1 prints the progress; SIGINT, SIGTERM and SIGHUP end the convert, and a new target disappears.")]
 pub(crate) struct Args {
@@ -116,6 +122,10 @@ pub(crate) struct Args {
 /// The smallest and the largest `-S`, and what it has to be a multiple of.
 const SECTOR: u64 = 512;
 const MAX_SPARSE: u64 = 16 << 20;
+/// The file name that stands for standard input or output, where an image can be read or written like that.
+const PIPE: &str = "-";
+/// Bytes that are read from standard input at once.
+const INPUT_BUFFER: usize = 1 << 20;
 /// Lost ranges that are listed one by one.
 const MAX_LISTED: usize = 100;
 
@@ -137,7 +147,9 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     let sources = args.open_sources(sources, snapshot.as_ref(), app)?;
     let level = args.level(&lists)?;
     let target = args.target(target, lists, app)?;
-    let reporter = Reporter::new(&args.progress, args.quiet, app)?.confining_to(directories(&target));
+    let reporter = Reporter::new(&args.progress, args.quiet, app)?
+        .confining_to(directories(&target))
+        .sparing_stdout(matches!(target, Target::Pipe(_)));
     let request = ConvertRequest {
         cache,
         compress: args.compress,
@@ -273,6 +285,9 @@ impl Args {
             return Err(Failure::usage("No support for concatenating multiple snapshot"));
         }
         let open = |(index, filename): (usize, &String)| {
+            if self.comes_through_pipe(filename) {
+                return from_stdin();
+            }
             let source = self.source.source(filename, self.format.as_deref())?;
             let options = OpenOptions {
                 format: source.format,
@@ -287,6 +302,12 @@ impl Args {
             Ok(app.open(&source.spec, &options)?)
         };
         filenames.iter().enumerate().map(open).collect()
+    }
+
+    /// Whether a source is what standard input brings, and not a file of that name.
+    fn comes_through_pipe(&self, filename: &str) -> bool {
+        let format = self.format.as_deref().is_none_or(|format| format == "vmdk");
+        filename == PIPE && format && !self.source.image_opts && !Path::new(PIPE).exists()
     }
 
     /// `--compression-level`, within the limits of the codec.
@@ -319,14 +340,18 @@ impl Args {
         if self.no_create {
             return self.existing(Spec::from_filename(filename)?, Some(format), app);
         }
-        Ok(Target::Create(CreateRequest {
+        let create = CreateRequest {
             backing_file: self.backing.clone(),
             backing_format: self.backing_format.clone(),
             options,
             policy: app.policy(),
             secrets: self.source.objects.secrets()?,
             ..CreateRequest::new(filename, format)
-        }))
+        };
+        match filename == PIPE && can_be_sent(&create) {
+            true => into_stdout(create),
+            false => Ok(Target::Create(create)),
+        }
     }
 
     fn existing(&self, spec: Spec, format: Option<Format>, app: &App) -> Outcome<Target> {
@@ -340,6 +365,22 @@ impl Args {
             secrets: self.source.objects.secrets()?,
         })))
     }
+}
+
+/// The image is written to standard output.
+fn into_stdout(create: CreateRequest) -> Outcome<Target> {
+    let stdout = std::io::stdout();
+    if stdout.is_terminal() {
+        return Err(Failure::usage("standard output is a terminal: an image is not written to it"));
+    }
+    let output = stdout.as_fd().try_clone_to_owned().map_err(block::Error::from)?;
+    Ok(Target::Pipe(Box::new(PipeTarget::new(create, Box::new(File::from(output))))))
+}
+
+/// The image that comes through standard input.
+fn from_stdin() -> Outcome<Arc<Layer>> {
+    let input = std::io::stdin().as_fd().try_clone_to_owned().map_err(block::Error::from)?;
+    Ok(open_pipe(Box::new(BufReader::with_capacity(INPUT_BUFFER, File::from(input))))?)
 }
 
 /// With `-v`, what was done; in any case, what was lost.

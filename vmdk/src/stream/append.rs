@@ -12,8 +12,9 @@
 //!  end-of-stream marker
 //! ```
 //!
-//! What lies behind the last grain - the *tail* - is written by a flush and overwritten by the next grain. Between
-//! the two the file has no footer: an interrupted writer leaves something that nobody takes for complete.
+//! What lies behind the last grain - the *tail* - is written by a flush, the footer not before the tables are on the
+//! disk, and cut off before the next grain takes its place. Between the two the file has no footer: an interrupted
+//! writer leaves something that nobody takes for complete.
 
 use std::sync::Arc;
 
@@ -37,6 +38,8 @@ const MAX_DIRECTORY: u64 = 4 << 20;
 pub(crate) struct Appender {
     storage: Arc<dyn Storage>,
     header: Header,
+    /// The file was complete when it was opened.
+    resumed: bool,
     state: Mutex<State>,
 }
 
@@ -50,7 +53,7 @@ struct State {
     directory: Vec<u32>,
     /// The table of the grains that were appended last.
     open: Option<Open>,
-    /// The tail is not in the file, or not up to date.
+    /// There is no tail in the file.
     changed: bool,
     /// Something could not be written: what is in the file is not known any more.
     failed: bool,
@@ -119,17 +122,17 @@ pub(crate) fn head(header: &Header, descriptor: &[u8]) -> Vec<u8> {
 
 impl Appender {
     /// Appends to `storage`, whose header is `header`.
-    pub(crate) fn new(storage: Arc<dyn Storage>, header: Header, start: Start) -> Self {
+    pub(crate) fn new(storage: Arc<dyn Storage>, header: Header, start: Start, resumed: bool) -> Self {
         let open = start.last.map(|(index, entries)| Open { index, entries });
         let state = State {
             next: start.next,
             next_grain: start.next_grain,
             directory: start.directory,
             open,
-            changed: false,
+            changed: !resumed,
             failed: false,
         };
-        Self { storage, header, state: Mutex::new(state) }
+        Self { storage, header, resumed, state: Mutex::new(state) }
     }
 
     /// The table entry of a grain, where the appender knows it, or that there is none.
@@ -150,6 +153,14 @@ impl Appender {
         self.state.lock().next_grain
     }
 
+    /// Cuts off the tail, for good, so that nothing of it can be taken for a part of what follows.
+    fn cut_tail(&self, state: &mut State) -> Result<()> {
+        self.storage.set_len(state.next * SECTOR)?;
+        self.storage.sync()?;
+        state.changed = true;
+        Ok(())
+    }
+
     /// Appends grains, given as number and compressed bytes, in ascending order.
     ///
     /// # Errors
@@ -157,6 +168,13 @@ impl Appender {
     pub(crate) fn append<'a>(&self, grains: impl Iterator<Item = (u64, &'a [u8])>) -> Result<()> {
         let mut state = self.state.lock();
         state.check()?;
+        let mut grains = grains.peekable();
+        match grains.peek() {
+            None => return Ok(()),
+            Some((first, _)) if *first < state.next_grain => return Err(self.out_of_order(*first)),
+            Some(_) if !state.changed => self.cut_tail(&mut state)?,
+            Some(_) => {}
+        }
         let mut out = Writer::new();
         let start = state.next;
         let grain_sectors = self.header.grain;
@@ -167,41 +185,54 @@ impl Appender {
                 return Err(error);
             }
         }
-        if out.is_empty() {
-            return Ok(());
-        }
-        state.changed = true;
         let bytes = out.into_bytes();
         let written = self.storage.write_at(&bytes, start * SECTOR);
         state.failed = written.is_err();
         written
     }
 
-    /// Writes the tail. Grains can be appended after that, over it, unless the storage is a pipe.
+    fn out_of_order(&self, grain: u64) -> Error {
+        let offset = grain * self.header.grain_bytes();
+        Error::unsupported(format!(
+            "Could not write to allocated cluster for streamOptimized: offset {offset:#x} lies before what has been \
+             written"
+        ))
+    }
+
+    /// Makes what has been appended durable and writes the tail. Grains can be appended after that, unless the storage
+    /// is a pipe.
     ///
     /// # Errors
     /// The file would be too large, something could not be written before, or the host failed.
-    pub(crate) fn write_tail(&self) -> Result<()> {
+    pub(crate) fn complete(&self) -> Result<()> {
         let mut state = self.state.lock();
         state.check()?;
         if !state.changed {
-            return Ok(());
+            return self.storage.sync();
         }
-        let bytes = state.tail(&self.header)?;
-        let end = (state.next * SECTOR) + bytes.len() as u64;
-        let written = self.storage.write_at(&bytes, state.next * SECTOR);
+        let (tables, end) = state.tail(&self.header)?;
+        let written = self.write_tail(state.next * SECTOR, &tables, &end);
         state.failed = written.is_err();
-        written?;
-        if self.storage.len()? > end && !self.storage.fixed_len() {
-            self.storage.set_len(end)?;
-        }
-        state.changed = false;
-        Ok(())
+        state.changed = state.failed;
+        written
     }
 
-    /// The tail is to be written even if no grain has been.
-    pub(crate) fn touch(&self) {
-        self.state.lock().changed = true;
+    fn write_tail(&self, offset: u64, tables: &[u8], end: &[u8]) -> Result<()> {
+        self.storage.write_at(tables, offset)?;
+        // No footer names tables, and no table grains, that are not there.
+        self.storage.sync()?;
+        self.storage.write_at(end, offset + tables.len() as u64)?;
+        self.storage.sync()
+    }
+}
+
+/// Whoever gives up half-way leaves a file as complete as it was.
+impl Drop for Appender {
+    fn drop(&mut self) {
+        if self.resumed && self.state.get_mut().changed {
+            // There is an error on its way to the user already.
+            let _ = self.complete();
+        }
     }
 }
 
@@ -222,9 +253,7 @@ impl State {
         packed: &[u8],
         grain_sectors: u64,
     ) -> Result<()> {
-        if grain < self.next_grain {
-            return Err(out_of_order(grain * grain_sectors * SECTOR));
-        }
+        debug_assert!(grain >= self.next_grain);
         let table = grain / TABLE_ENTRIES;
         if self.open.as_ref().is_some_and(|open| open.index != table) {
             self.close_table(out, start)?;
@@ -255,8 +284,8 @@ impl State {
         Ok(())
     }
 
-    /// Everything that belongs behind the last grain.
-    fn tail(&self, header: &Header) -> Result<Vec<u8>> {
+    /// What belongs behind the last grain: tables and directory, and what comes after them.
+    fn tail(&self, header: &Header) -> Result<(Vec<u8>, Vec<u8>)> {
         let mut out = Writer::new();
         let mut directory = self.directory.clone();
         if let Some(open) = &self.open {
@@ -274,10 +303,11 @@ impl State {
         }
         out.pad_to(to_usize(SECTOR));
         sector_number(gd_offset + sectors)?;
-        Marker::Footer { sectors: 1 }.encode(&mut out);
-        out.bytes(&Header { gd_offset, ..*header }.encode());
-        Marker::EndOfStream.encode(&mut out);
-        Ok(out.into_bytes())
+        let mut end = Writer::new();
+        Marker::Footer { sectors: 1 }.encode(&mut end);
+        end.bytes(&Header { gd_offset, ..*header }.encode());
+        Marker::EndOfStream.encode(&mut end);
+        Ok((out.into_bytes(), end.into_bytes()))
     }
 }
 
@@ -294,15 +324,6 @@ fn sector_number(sector: u64) -> Result<u32> {
         ..=0xffff_fffe => Ok(low_u32(sector)),
         _ => Err(Error::new(ErrorKind::NoSpace, "the extent would be larger than 2 TiB")),
     }
-}
-
-fn out_of_order(offset: u64) -> Error {
-    Error::new(
-        ErrorKind::Unsupported,
-        format!(
-            "Could not write to allocated cluster for streamOptimized: offset {offset:#x} lies before what has been written"
-        ),
-    )
 }
 
 /// The header of a new stream, as VMware's products write it: version 3, the directory at the end, no redundant

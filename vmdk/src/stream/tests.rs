@@ -192,7 +192,7 @@ fn padding_behind_the_end_is_tolerated_a_missing_end_is_not() {
     let bytes = storage.to_bytes();
     storage.set_len(bytes.len() as u64 + 5000).unwrap();
     reopen(&storage, false).unwrap();
-    for cut in [512 * 2, 512 * 3, 512 * 8, 40_000] {
+    for cut in [1, 512, 512 * 2, 512 * 3, 512 * 8, 40_000] {
         storage.set_len((bytes.len() - cut) as u64).unwrap();
         assert_eq!(reopen(&storage, false).unwrap_err().kind(), ErrorKind::Truncated, "{cut}");
     }
@@ -336,4 +336,121 @@ fn a_pipe_that_ends_early_is_noticed() {
             });
         assert_eq!(read.unwrap_err().kind(), ErrorKind::Truncated, "{len}");
     }
+}
+
+/// Bytes of a small grain.
+const SMALL: usize = 4096;
+
+/// Appends grains at random, in order, with a flush after each few; returns the disk and what it was at each flush.
+fn fill(
+    storage: Arc<dyn Storage>,
+    capacity: u64,
+    seed: u64,
+    mut flushed: impl FnMut(u64),
+) -> Result<Vec<Vec<u8>>> {
+    let header = new_header(capacity, 8, 20, false);
+    let stream = Stream::create(Arc::clone(&storage), header, None)?;
+    storage.write_at(&head(&header, b"# Disk DescriptorFile\n"), 0)?;
+    stream.flush()?;
+    let mut disk = vec![0; to_usize(capacity * 512)];
+    let mut states = vec![disk.clone()];
+    flushed(0);
+    let mut random = Random::new(seed);
+    let mut stream = stream;
+    let mut grain = 0;
+    while grain * 8 < capacity {
+        let at = to_usize(grain) * SMALL;
+        let end = (at + SMALL).min(disk.len());
+        let mut bytes = vec![0; end - at];
+        let random_len = to_usize(random.below(2000)).min(bytes.len());
+        random.fill(&mut bytes[..random_len]);
+        bytes[0] = 1;
+        stream.write(&bytes, at as u64)?;
+        disk[at..end].copy_from_slice(&bytes);
+        if random.below(3) == 0 {
+            stream.flush()?;
+            states.push(disk.clone());
+            flushed(states.len() as u64 - 1);
+        }
+        if random.below(5) == 0 {
+            stream.flush()?;
+            states.push(disk.clone());
+            flushed(states.len() as u64 - 1);
+            stream = Stream::open(Arc::clone(&storage), Header::read(&*storage, 0)?, true, Some(1))?;
+        }
+        grain += 1 + random.below(200);
+    }
+    stream.flush()?;
+    states.push(disk);
+    flushed(states.len() as u64 - 1);
+    Ok(states)
+}
+
+#[test]
+fn what_has_been_flushed_is_there() {
+    for seed in 0..20 {
+        let storage = Arc::new(MemStorage::new());
+        let capacity = 8 * 1500 + seed;
+        let states = fill(Arc::clone(&storage) as _, capacity, seed, |_| ()).unwrap();
+        let stream = reopen(&storage, false).unwrap();
+        let disk = states.last().unwrap();
+        assert!(read(&stream, 0, disk.len()).unwrap() == *disk, "seed {seed}");
+    }
+}
+
+/// Power may fail at any moment: the disk is what it was at the last flush or later, or the file is known to have no
+/// end. What a reader is shown is never a mixture.
+#[test]
+fn a_power_cut_leaves_a_state_that_was_flushed_or_a_stream_without_end() {
+    let (mut opened, mut refused) = (0, 0);
+    for seed in 0..4 {
+        let crash = Arc::new(block::testing::CrashStorage::new(vec![]));
+        let states = fill(Arc::clone(&crash) as _, 8 * 1200, seed, |mark| crash.mark(mark)).unwrap();
+        for image in crash.images(150, seed) {
+            let header = Header::read(&*image.storage, 0);
+            let stream = header.and_then(|h| Stream::open(Arc::clone(&image.storage) as _, h, false, None));
+            let Ok(stream) = stream else {
+                refused += 1;
+                continue;
+            };
+            let shown = read(&stream, 0, states[0].len()).unwrap();
+            let passed = image.marks.iter().max().map_or(0, |mark| to_usize(*mark));
+            assert!(states[passed..].contains(&shown), "{}", image.description);
+            opened += 1;
+        }
+    }
+    assert!(opened > 20 && refused > 20, "{opened} opened, {refused} refused");
+}
+
+#[test]
+fn a_write_that_fails_is_never_followed_by_an_end() {
+    use block::testing::{Fault, FaultStorage, Operation};
+    let storage = Arc::new(MemStorage::new());
+    let faulty = Arc::new(FaultStorage::new(Arc::clone(&storage) as _));
+    let header = new_header(1 << 16, 128, 20, false);
+    storage.write_at(&head(&header, b""), 0).unwrap();
+    let stream = Stream::create(Arc::clone(&faulty) as _, header, None).unwrap();
+    stream.write(&noise(1, GRAIN), 0).unwrap();
+    faulty.fail(Fault::nth(0, nix::errno::Errno::ENOSPC).on(&[Operation::Write]).torn());
+    stream.write(&noise(2, GRAIN), GRAIN as u64).unwrap_err();
+    stream.write(&noise(2, GRAIN), 2 * GRAIN as u64).unwrap_err();
+    stream.flush().unwrap_err();
+    assert_eq!(reopen(&storage, false).unwrap_err().kind(), ErrorKind::Truncated);
+}
+
+#[test]
+fn giving_up_leaves_what_was_complete_complete() {
+    let (storage, stream) = create(1 << 16);
+    stream.write(&noise(1, GRAIN), 0).unwrap();
+    stream.flush().unwrap();
+    drop(stream);
+    let before = storage.to_bytes();
+    let stream = reopen(&storage, true).unwrap();
+    stream.write(&noise(1, GRAIN), 0).unwrap_err();
+    drop(stream);
+    assert!(storage.to_bytes() == before);
+    let stream = reopen(&storage, true).unwrap();
+    stream.write(&noise(2, GRAIN), GRAIN as u64).unwrap();
+    drop(stream);
+    assert!(read(&reopen(&storage, false).unwrap(), GRAIN as u64, GRAIN).unwrap() == noise(2, GRAIN));
 }
