@@ -2,6 +2,7 @@
 //! replays their corpus on stable. A body panics when something is wrong and returns otherwise, whatever
 //! the bytes are.
 
+mod foreign;
 mod snapshot;
 mod vhdx;
 mod vmdk_stream;
@@ -16,6 +17,7 @@ use qcow2::create::CreateOptions;
 use qcow2::{Header, Qcow2};
 
 pub use self::vhdx::vhdx;
+pub use self::foreign::{archive_open, foreign_open_read};
 pub use snapshot::qcow2_snapshot;
 pub use vmdk_stream::{vmdk_extent, vmdk_sequential};
 

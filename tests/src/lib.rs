@@ -13,6 +13,7 @@
 //! * [`ops`] is a list of disk operations that can be given to qemu-io, to our own devices and to the model.
 //! * [`shape`] is the matrix of qcow2 variants.
 //! * [`forge`] writes qcow2 images that nobody should write.
+//! * [`foreign`] writes images of formats that are only read, and archives.
 //! * [`fuzz`] has the bodies of the fuzz targets.
 //!
 //! A harness may panic and print: a failure here is the failure of the test that called it.
@@ -21,6 +22,7 @@
 pub mod bits;
 pub mod command;
 pub mod dir;
+pub mod foreign;
 pub mod forge;
 pub mod fuzz;
 pub mod ops;

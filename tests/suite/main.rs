@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod amend;
+mod archive;
 mod bench;
 mod bitmap;
 mod chains;
@@ -17,6 +18,7 @@ mod dd;
 mod devices;
 mod encrypt;
 mod faults;
+mod foreign;
 mod hostile;
 mod info;
 mod locks;

@@ -63,6 +63,73 @@ fn image_spec() {
     replay("image_spec", fuzz::image_spec);
 }
 
+/// The corpus, good images, and as many damaged ones as a second or two allow.
+#[test]
+fn foreign_open_read() {
+    use tests::foreign::{Packing, bochs, cloop, disk, dmg, old_parallels};
+    replay("foreign_open_read", fuzz::foreign_open_read);
+    let data = disk(200 * 1024);
+    let packings = [Packing::Zlib, Packing::Raw, Packing::Bzip2, Packing::Adc];
+    let seeds = [
+        cloop(&data, 32 << 10),
+        bochs(&data, 16 << 10, 2),
+        old_parallels(&data),
+        dmg(&data, &packings, false),
+        dmg(&data, &packings, true),
+    ];
+    seeds.iter().for_each(|seed| fuzz::foreign_open_read(seed));
+    let stored = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/foreign_open_read"));
+    let stored = stored.unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
+    let seeds: Vec<_> = seeds.into_iter().chain(stored).collect();
+    let mut random = block::testing::Random::new(4);
+    for round in 0..inputs(600) {
+        fuzz::foreign_open_read(&damaged(&seeds[round % seeds.len()], &mut random));
+    }
+}
+
+#[test]
+fn archive_open() {
+    use tests::foreign::{disk, gzip, tar};
+    replay("archive_open", fuzz::archive_open);
+    let data = disk(100 * 1024);
+    let plain = tar(&[("a", b"1"), ("d", &data), ("e", b"2")]);
+    let seeds = [gzip(&plain), tar(&[("d", &gzip(&data))]), plain];
+    seeds.iter().for_each(|seed| fuzz::archive_open(seed));
+    let mut random = block::testing::Random::new(5);
+    for round in 0..inputs(300) {
+        fuzz::archive_open(&damaged(&seeds[round % seeds.len()], &mut random));
+    }
+}
+
+/// As many inputs as `VIMG_FUZZ_INPUTS` says, or so many.
+fn inputs(usual: usize) -> usize {
+    std::env::var("VIMG_FUZZ_INPUTS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+/// A copy with a few bytes changed, most of them where structures are: at the beginning and the end.
+fn damaged(seed: &[u8], random: &mut block::testing::Random) -> Vec<u8> {
+    let mut bytes = seed.to_vec();
+    let mut dice = [0; 6 * 4];
+    random.fill(&mut dice);
+    for roll in dice.chunks(6).take(1 + usize::from(dice[0] % 4)) {
+        let far = usize::from(roll[1]) << 8 | usize::from(roll[2]);
+        let at = match roll[3] % 4 {
+            0 => far % 160,
+            1 => bytes.len().saturating_sub(1 + far % 700),
+            2 => far % 4096,
+            _ => (far << 8 | usize::from(roll[4])) % bytes.len().max(1),
+        };
+        match (roll[5] % 8, bytes.get_mut(at)) {
+            (0, _) => bytes.truncate(at),
+            (1, Some(byte)) => *byte = 0xff,
+            (2, Some(byte)) => *byte = 0,
+            (_, Some(byte)) => *byte = roll[0],
+            (_, None) => {}
+        }
+    }
+    bytes
+}
+
 #[test]
 fn luks_header() {
     replay("luks_header", fuzz::luks_header);
