@@ -16,8 +16,8 @@ use block::{BlockDevice, Error, ErrorKind, HostExtent, Result, Storage, ZeroMode
 use qcow2::create::CreateOptions;
 use qcow2::{Header, Qcow2};
 
-pub use self::vhdx::vhdx;
 pub use self::foreign::{archive_open, foreign_open_read};
+pub use self::vhdx::vhdx;
 pub use snapshot::qcow2_snapshot;
 pub use vmdk_stream::{vmdk_extent, vmdk_sequential};
 
