@@ -12,6 +12,8 @@ pub enum Format {
     Luks,
     /// VHD, the format of Virtual PC, Hyper-V and Azure.
     Vpc,
+    /// VirtualBox's disks.
+    Vdi,
     /// QEMU's copy on write, version 1 (read only).
     Qcow,
     /// QEMU's enhanced disk (read only).
@@ -38,6 +40,7 @@ impl Format {
         Self::Luks,
         Self::Vmdk,
         Self::Vhdx,
+        Self::Vdi,
         Self::Qcow,
         Self::Qed,
         Self::Parallels,
@@ -55,6 +58,7 @@ impl Format {
             Self::Qcow2 => "qcow2",
             Self::Luks => "luks",
             Self::Vpc => "vpc",
+            Self::Vdi => "vdi",
             Self::Qcow => "qcow",
             Self::Qed => "qed",
             Self::Parallels => "parallels",
@@ -120,8 +124,7 @@ impl std::fmt::Display for Format {
 }
 
 /// Formats of qemu that are not read here, by their first bytes: offset, bytes, name.
-const FOREIGN: &[(usize, &[u8], &str)] =
-    &[(0x40, b"\x7f\x10\xda\xbe", "vdi"), (0, b"LUKS\xba\xbe", "luks version 2")];
+const FOREIGN: &[(usize, &[u8], &str)] = &[(0, b"LUKS\xba\xbe", "luks version 2")];
 
 /// The name of the format that qemu would recognise and that is not read here. Taking such a file for raw would
 /// give the guest the container instead of the disk.
@@ -145,9 +148,7 @@ mod tests {
 
     #[test]
     fn images_of_other_formats_are_not_taken_for_raw() {
-        let mut vdi = [0; 512];
-        vdi[0x40..0x44].copy_from_slice(&0xbeda_107f_u32.to_le_bytes());
-        assert_eq!(foreign(&vdi), Some("vdi"));
+        assert_eq!(foreign(b"LUKS\xba\xbe\0\x02"), Some("luks version 2"));
         assert_eq!(foreign(&[0; 512]), None);
         assert_eq!(foreign(b""), None);
     }

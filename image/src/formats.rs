@@ -6,6 +6,7 @@
 //! and in which order a chain is built is decided by the caller, not by the drivers.
 
 mod foreign;
+mod vdi;
 mod vhdx;
 mod vmdk;
 mod vpc;
@@ -30,6 +31,7 @@ pub(crate) fn driver(format: Format) -> Option<&'static dyn Driver> {
     match format {
         Format::Raw | Format::Qcow2 | Format::Luks => None,
         Format::Vpc => Some(&vpc::Vpc),
+        Format::Vdi => Some(&vdi::Vdi),
         Format::Cloop | Format::Parallels | Format::Qed | Format::Bochs | Format::Dmg | Format::Qcow => {
             foreign::driver(format)
         }

@@ -33,6 +33,7 @@ mod resize;
 mod snapshot;
 mod stories;
 mod table;
+mod vdi;
 mod vhdx;
 mod vmdk_stream;
 mod vpc;

@@ -67,8 +67,12 @@ impl Alloc {
         }
         let whole = table.bitmap_bytes + table.block_size;
         let blocks_end = used.last().map_or(0, |(offset, _)| offset + whole);
-        let next = blocks_end.max(table.metadata_end()).next_multiple_of(SECTOR);
+        let mut next = blocks_end.max(table.metadata_end()).next_multiple_of(SECTOR);
         let junk_end = if storage.fixed_len() { u64::MAX } else { container.file_len };
+        if container.ends.end.is_none() && !storage.fixed_len() {
+            // Somebody was stopped here. What they left behind is nobody's, but it is not ours to cut off either.
+            next = next.max(container.file_len.next_multiple_of(SECTOR));
+        }
         Ok(Self { next, junk_end, footer_at: container.ends.end, reserved: HashMap::new() })
     }
 
@@ -93,11 +97,12 @@ impl Alloc {
         if self.footer_at.is_some_and(|at| at >= self.next) {
             return Ok(());
         }
-        if storage.fixed_len() && self.next + FOOTER_BYTES > storage.len()? {
+        let at = if storage.fixed_len() { storage.len()?.saturating_sub(FOOTER_BYTES) } else { self.next };
+        if at < self.next {
             return Err(BlockError::new(ErrorKind::NoSpace, "the device has no room for another block"));
         }
-        storage.write_at(footer, self.next)?;
-        self.footer_at = Some(self.next);
+        storage.write_at(footer, at)?;
+        self.footer_at = Some(at);
         Ok(())
     }
 

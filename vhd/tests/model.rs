@@ -87,6 +87,7 @@ impl Bench {
         let vhd = self.vhd.as_ref().unwrap();
         op.run(vhd).unwrap();
         self.model.apply(op);
+        judge_extents(self);
     }
 }
 
@@ -178,4 +179,25 @@ fn places_follow_the_order_in_which_they_were_set_aside() {
     drop(vhd);
     let container = Container::read(&storage, SizeRule::Creator).unwrap();
     assert_eq!(container.warnings(), Vec::<String>::new());
+}
+
+/// The last block of a disk, and the one before it, are what they are.
+#[test]
+fn the_extents_end_where_the_table_changes() {
+    for written in 0..4u64 {
+        let storage: Arc<dyn Storage> =
+            Arc::new(MemStorage::from_bytes(common::forge(4 * 512, 512, DiskType::Dynamic)));
+        let vhd = common::open(&storage, None, true).unwrap();
+        vhd.write_at(&[1; 512], written * 512).unwrap();
+        let mut lens = vec![];
+        let mut at = 0;
+        while at < vhd.size() {
+            let found = vhd.layer_extent(at, u64::MAX).unwrap();
+            assert_eq!(found.stored == block::Stored::Data, at == written * 512);
+            lens.push(found.len);
+            at += found.len;
+        }
+        let expected = [written * 512, 512, (3 - written) * 512];
+        assert_eq!(lens, expected.into_iter().filter(|len| *len > 0).collect::<Vec<_>>());
+    }
 }
