@@ -207,7 +207,6 @@ fn parents_are_read_and_recognised_by_their_content() {
         "{}",
         refused.story()
     );
-    assert_eq!(dir.qemu("convert -O raw v.vmdk x.raw").code, Some(1), "qemu notices when it reads");
     dir.vimg_ok("info v.vmdk");
 }
 
