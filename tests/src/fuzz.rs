@@ -5,6 +5,7 @@
 mod foreign;
 mod snapshot;
 mod vhdx;
+mod vmdk;
 mod vmdk_stream;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use qcow2::{Header, Qcow2};
 
 pub use self::foreign::{archive_open, foreign_open_read};
 pub use self::vhdx::vhdx;
+pub use self::vmdk::{vmdk, vmdk_edited};
 pub use snapshot::qcow2_snapshot;
 pub use vmdk_stream::{vmdk_extent, vmdk_sequential};
 

@@ -171,6 +171,25 @@ fn vmdk_streams() {
     replay("vmdk_extent", damaged(fuzz::vmdk_extent));
 }
 
+#[test]
+fn vmdk() {
+    replay("vmdk", fuzz::vmdk);
+}
+
+#[test]
+fn vmdk_edited() {
+    replay("vmdk_edited", fuzz::vmdk_edited);
+    let wanted = std::env::var("VIMG_FUZZ_INPUTS").ok().and_then(|text| text.parse().ok());
+    let mut random = block::testing::Random::new(79);
+    for round in 0..wanted.unwrap_or(300_usize) {
+        let mut input = vec![0; 6 * (1 + round % 4)];
+        random.fill(&mut input);
+        // Few numbers of 32 bits mean anything: half of the values are small.
+        input.chunks_mut(6).filter(|edit| edit[0] & 1 == 0).for_each(|edit| edit[3..].fill(0));
+        fuzz::vmdk_edited(&input);
+    }
+}
+
 /// The seeds themselves are good images: a corpus that is refused at the first byte tests nothing.
 #[test]
 fn the_seeds_are_clean() {

@@ -79,8 +79,7 @@ fn sample() -> Vec<u8> {
     let storage = Arc::clone(&memory) as Arc<dyn Storage>;
     options.make_one_file(&storage, &options.descriptor("x").unwrap()).unwrap();
     let layout = Layout::read(&storage).unwrap();
-    let disk =
-        Vmdk::open(storage, layout, OpenOptions { writable: true, ..OpenOptions::default() }).unwrap();
+    let disk = Vmdk::open(storage, layout, OpenOptions { writable: true, ..OpenOptions::default() }).unwrap();
     disk.write_at(&[7; 200_000], 100).unwrap();
     disk.write_at(&[8; 70_000], SIZE - 70_000).unwrap();
     disk.write_zeroes_at(65536, 65536, ZeroMode::UNMAP).unwrap();
