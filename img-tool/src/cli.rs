@@ -45,6 +45,9 @@ pub(crate) struct GlobalArgs {
     /// Open this file, or files in this directory, although only an untrusted image names it (repeatable)
     #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
     pub(crate) allow: Vec<PathBuf>,
+    /// Try passphrases even on an image that makes that take very long
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub(crate) slow_keys: bool,
     /// Say what is done: the chain of images as it is opened, for one
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub(crate) verbose: bool,

@@ -84,7 +84,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     let reporter = Reporter::new(&args.progress, args.quiet, app)?.confining_to(vec![]);
     let result = commit(&top, base, &request, &reporter);
     if result.is_ok() {
-        reporter.finish()?;
+        reporter.finish();
     }
     let tally = result.map_err(|error| reporter.failure(error))?;
     app.tell(&format!(
@@ -92,7 +92,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
         tally.copied, tally.found_zero, tally.shared
     ));
     if !args.quiet {
-        app.print("Image committed.\n")?;
+        app.note("Image committed.\n");
     }
     Ok(Exit::OK)
 }

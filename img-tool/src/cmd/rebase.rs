@@ -91,7 +91,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     let reporter = Reporter::new(&args.progress, args.quiet, app)?.confining_to(vec![]);
     let result = rebase(&overlay, &request, &reporter);
     if result.is_ok() {
-        reporter.finish()?;
+        reporter.finish();
     }
     let copied = result.map_err(|error| reporter.failure(error))?;
     app.tell(&format!(
