@@ -2,6 +2,7 @@
 //! replays their corpus on stable. A body panics when something is wrong and returns otherwise, whatever
 //! the bytes are.
 
+mod blocks;
 mod foreign;
 mod snapshot;
 mod vhdx;
@@ -20,6 +21,7 @@ use qcow2::{Header, Qcow2};
 pub use self::foreign::{archive_open, foreign_open_read};
 pub use self::vhdx::vhdx;
 pub use self::vmdk::{vmdk, vmdk_edited};
+pub use blocks::{block_seeds, mutated, vdi_image, vhd_image};
 pub use snapshot::qcow2_snapshot;
 pub use vmdk_stream::{vmdk_extent, vmdk_sequential};
 

@@ -130,6 +130,21 @@ fn damaged(seed: &[u8], random: &mut block::testing::Random) -> Vec<u8> {
     bytes
 }
 
+/// The corpus, and as many changed images as a second or two allow (or as `VIMG_FUZZ_INPUTS` says).
+#[test]
+fn vhd_and_vdi_images() {
+    replay("vhd_image", fuzz::vhd_image);
+    replay("vdi_image", fuzz::vdi_image);
+    let wanted = std::env::var("VIMG_FUZZ_INPUTS").ok().and_then(|text| text.parse().ok());
+    let mut random = block::testing::Random::new(77);
+    let seeds = fuzz::block_seeds();
+    for turn in 0..wanted.unwrap_or(6000) {
+        let bytes = fuzz::mutated(&seeds[turn % seeds.len()], &mut random);
+        fuzz::vhd_image(&bytes);
+        fuzz::vdi_image(&bytes);
+    }
+}
+
 #[test]
 fn luks_header() {
     replay("luks_header", fuzz::luks_header);
