@@ -11,7 +11,7 @@ HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 VIMG := $(TARGET)/$(HOST)/release/vimg
 BUILD := RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" $(CARGO) build --release --target $(HOST) -p img-tool
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := qcow2_open_read qcow2_check qcow2_repair qcow2_ops qcow2_snapshot qcow2_bitmaps image_spec luks_header vhdx vhd_image vdi_image
+FUZZ_TARGETS := qcow2_open_read qcow2_check qcow2_repair qcow2_ops qcow2_snapshot qcow2_bitmaps image_spec luks_header vhdx
 
 .PHONY: all build demo test bench lint fmt fuzz install uninstall clean help
 
@@ -30,6 +30,7 @@ demo: ## sixty seconds with a real disk image
 
 test: ## every test there is, the differential ones against qemu-img included
 	@bash scripts/deps.sh test
+	@bash scripts/samples.sh $(TARGET)/samples
 	@bash scripts/test.sh
 
 bench: ## vimg and qemu-img side by side (ROWS="name ..." for some of it)

@@ -19,6 +19,8 @@ status=0
 cargo build -p img-tool || exit 1
 VIMG=$(realpath "$target")/debug/vimg
 export VIMG
+VIMG_SAMPLES=$(realpath "$target")/samples
+export VIMG_SAMPLES
 
 if [ $# = 0 ]; then
     cargo test --workspace --doc -q || status=1

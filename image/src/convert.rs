@@ -20,7 +20,6 @@
 //! plus 4 MiB per thread.
 
 mod bitmaps;
-pub(crate) mod crew;
 pub mod engine;
 #[cfg(test)]
 mod file_tests;

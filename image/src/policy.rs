@@ -7,7 +7,6 @@
 use std::path::{Path, PathBuf};
 
 use block::{Error, ErrorKind, Result};
-use crypt::luks::Effort;
 
 /// What the command line allows beyond what it names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -16,8 +15,6 @@ pub struct Policy {
     pub untrusted: bool,
     /// Files, and directories with everything below them, that may be opened all the same.
     pub allow: Vec<PathBuf>,
-    /// Passphrases are tried however long the image makes that take.
-    pub slow_keys: bool,
 }
 
 /// The part that a named file would play.
@@ -54,19 +51,6 @@ impl Policy {
     /// Follows names as qemu does.
     pub fn trusting() -> Self {
         Self::default()
-    }
-
-    /// How much work trying a passphrase may be.
-    pub(crate) fn effort(&self) -> Effort {
-        if self.slow_keys { Effort::UNBOUNDED } else { Effort::DEFAULT }
-    }
-
-    /// What to do about a passphrase that is too much work to try.
-    pub(crate) fn about_effort(error: Error) -> Error {
-        match error.kind() {
-            ErrorKind::Denied => error.hint("if the image is worth the time (maybe hours), add --slow-keys"),
-            _ => error,
-        }
     }
 
     /// Decides whether a plain file named inside an image may be opened.
@@ -172,11 +156,7 @@ mod tests {
     use super::*;
 
     fn untrusted(allow: &[&Path]) -> Policy {
-        Policy {
-            untrusted: true,
-            allow: allow.iter().map(|p| p.to_path_buf()).collect(),
-            ..Policy::default()
-        }
+        Policy { untrusted: true, allow: allow.iter().map(|p| p.to_path_buf()).collect() }
     }
 
     #[test]
@@ -216,7 +196,7 @@ mod tests {
             assert!(error.hints().iter().any(|hint| hint.contains("--allow")), "{error:?}");
         }
         check(PathBuf::from("/missing-at-all")).unwrap_err();
-        let allowing = Policy { untrusted: false, allow: vec![outside.clone()], ..Policy::default() };
+        let allowing = Policy { untrusted: false, allow: vec![outside.clone()] };
         allowing.check_confined(Role::Extent, &inside, &outside.join("a")).unwrap();
     }
 

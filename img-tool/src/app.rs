@@ -39,22 +39,12 @@ impl App {
 
     /// Which names inside images are followed.
     pub(crate) fn policy(&self) -> Policy {
-        Policy {
-            untrusted: self.global.untrusted,
-            allow: self.global.allow.clone(),
-            slow_keys: self.global.slow_keys,
-        }
+        Policy { untrusted: self.global.untrusted, allow: self.global.allow.clone() }
     }
 
     /// Prints a text on standard output.
     pub(crate) fn print(&self, text: &str) -> Outcome<()> {
         self.output.print(text)
-    }
-
-    /// Prints on standard output what accompanies work: progress, and that it has been done. The work counts, not the
-    /// words: that they could not be written changes neither what is done nor the exit code.
-    pub(crate) fn note(&self, text: &str) {
-        drop(self.output.print(text));
     }
 
     /// Prints a text on standard error as it is.
@@ -180,9 +170,6 @@ pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let exit = match cli::parse(args, app.program) {
         Ok(cli) => {
             app.global = cli.global.clone();
-            if !app.global.allow.is_empty() && !app.global.untrusted {
-                app.warn("--allow has no effect without --untrusted");
-            }
             run(&cli, &app).unwrap_or_else(|failure| app.end(failure))
         }
         Err(refused) => answer(refused, &app).unwrap_or_else(|failure| app.end(failure)),

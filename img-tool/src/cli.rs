@@ -42,12 +42,10 @@ pub(crate) struct GlobalArgs {
     /// The images come from strangers: open nothing that the command line does not name
     #[arg(long, global = true, help_heading = "Global options")]
     pub(crate) untrusted: bool,
-    /// Open this file, or files in this directory, although only an untrusted image names it (repeatable)
+    /// Open this file, or files in this directory, although only an image names it that is untrusted, or whose format
+    /// confines such names to the image's own folder (repeatable)
     #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
     pub(crate) allow: Vec<PathBuf>,
-    /// Try passphrases even on an image that makes that take very long
-    #[arg(long, global = true, help_heading = "Global options")]
-    pub(crate) slow_keys: bool,
     /// Say what is done: the chain of images as it is opened, for one
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub(crate) verbose: bool,

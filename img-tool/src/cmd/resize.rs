@@ -68,7 +68,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     layer.image.resize(size, preallocation)?;
     layer.image.close()?;
     if !args.quiet {
-        app.note("Image resized.\n");
+        app.print("Image resized.\n")?;
     }
     Ok(Exit::OK)
 }

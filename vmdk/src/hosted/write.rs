@@ -15,7 +15,6 @@ use super::pages::{MAX_DIRTY, Page};
 use super::tables::{Copy, Mapped, ZERO_GRAIN};
 use super::{Hosted, Meta};
 use crate::SECTOR;
-use crate::extent::protected;
 use crate::header::flags;
 
 /// Zeros around small writes; larger ranges are zeroed by the host.
@@ -34,7 +33,7 @@ struct Place {
 
 impl Hosted {
     pub(super) fn check_writable(&self) -> Result<()> {
-        if self.writable { Ok(()) } else { Err(protected(self.storage_ref())) }
+        if self.writable { Ok(()) } else { Err(Error::read_only()) }
     }
 
     /// Bytes of a grain.
@@ -423,9 +422,7 @@ impl Hosted {
     }
 
     pub(super) fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        if !self.writable {
-            return Ok(());
-        }
+        self.check_writable()?;
         self.each_piece(offset, len, |at, len| self.discard_piece(at, len))
     }
 
