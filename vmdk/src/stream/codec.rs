@@ -8,8 +8,8 @@ use std::cell::RefCell;
 
 use block::{Error, ErrorKind, Result};
 
-/// The level that is used when none is wanted.
-const DEFAULT_LEVEL: u32 = 2;
+/// The level that is used when none is wanted: four times as fast as zlib's default, for 2 to 3 % more bytes.
+const DEFAULT_LEVEL: u32 = 1;
 
 thread_local! {
     static COMPRESSOR: RefCell<Option<(u32, libdeflater::Compressor)>> = const { RefCell::new(None) };

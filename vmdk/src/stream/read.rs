@@ -3,6 +3,7 @@
 //! A request is looked up first, then read in as few pieces as its grains lie in, then inflated; all of it by the
 //! caller's thread and without a lock, so that as many requests as there are processors make progress at once.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use block::num::to_usize;
@@ -45,19 +46,43 @@ struct Wanted {
     place: u64,
 }
 
+thread_local! {
+    /// The memory of the last fetch: clearing fresh memory for each would cost as much as reading.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 /// Bytes of the file, from `offset`.
 #[derive(Debug, Default)]
 struct Fetched {
     offset: u64,
-    bytes: Vec<u8>,
+    len: usize,
+    /// The bytes, and others.
+    memory: Vec<u8>,
 }
 
 impl Fetched {
+    /// Room for `len` bytes.
+    fn with_room(offset: u64, len: usize) -> Self {
+        let mut memory = SPARE.take();
+        if memory.len() < len {
+            memory.resize(len, 0);
+        }
+        Self { offset, len, memory }
+    }
+
     /// The bytes from `place`, at least `len`.
     fn from(&self, place: u64, len: u64) -> Option<&[u8]> {
         let skip = place.checked_sub(self.offset)?;
-        let rest = self.bytes.get(usize::try_from(skip).ok()?..)?;
+        let rest = self.memory.get(..self.len)?.get(usize::try_from(skip).ok()?..)?;
         (rest.len() as u64 >= len).then_some(rest)
+    }
+}
+
+impl Drop for Fetched {
+    fn drop(&mut self) {
+        if self.memory.len() as u64 <= MAX_FETCH {
+            SPARE.set(std::mem::take(&mut self.memory));
+        }
     }
 }
 
@@ -130,9 +155,10 @@ impl Grains {
     fn fetch(&self, offset: u64, len: u64) -> Result<Fetched> {
         let end = self.storage.len()?;
         let len = end.saturating_sub(offset).min(len);
-        let mut bytes = vec![0; to_usize(len)];
-        self.storage.read_at(&mut bytes, offset)?;
-        Ok(Fetched { offset, bytes })
+        let mut fetched = Fetched::with_room(offset, to_usize(len));
+        let wanted = fetched.len;
+        self.storage.read_at(&mut fetched.memory[..wanted], offset)?;
+        Ok(fetched)
     }
 
     /// Fills a part of one grain.
@@ -216,6 +242,6 @@ impl Grains {
 
     /// Whether there is nothing in the file behind what has been fetched.
     fn reaches_end(&self, fetched: &Fetched) -> bool {
-        self.storage.len().is_ok_and(|end| fetched.offset + fetched.bytes.len() as u64 >= end)
+        self.storage.len().is_ok_and(|end| fetched.offset + fetched.len as u64 >= end)
     }
 }
