@@ -34,3 +34,6 @@ mod unpack;
 
 pub use device::Foreign;
 pub use format::{Backing, Format, Opened};
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,7 @@ use block::{Result, ResultExt as _};
 pub(crate) use json::bucket;
 pub(crate) use json::parse_object as parse_json_object;
 pub(crate) use keyval::split_commas;
+pub(crate) use member::is_member;
 pub(crate) use node::{Backing, Locking, Node, Source, parse_bool, text_of, unknown_driver};
 pub use protocol::{Opener, ProtocolRequest, register_opener};
 pub(crate) use protocol::{open_protocol, split_protocol};

@@ -58,6 +58,16 @@ fn a_member_serves_as_backing_file() {
     let (dir, data) = with_archives();
     dir.vimg_ok("create -f qcow2 -b vm.ova:d.qcow2 -F qcow2 top.qcow2");
     assert!(dir.vimg_reads("top.qcow2") == data);
+    // It is looked for beside the image, as any file is.
+    std::fs::create_dir(dir.file("sub")).unwrap();
+    std::fs::rename(dir.file("vm.ova"), dir.file("sub/vm.ova")).unwrap();
+    std::fs::rename(dir.file("top.qcow2"), dir.file("sub/top.qcow2")).unwrap();
+    assert!(dir.vimg_reads("sub/top.qcow2") == data);
+    std::fs::rename(dir.file("sub/vm.ova"), dir.file("vm.ova")).unwrap();
+    std::fs::rename(dir.file("sub/top.qcow2"), dir.file("top.qcow2")).unwrap();
+    // The archive that was named is trusted, and so is its member.
+    dir.vimg_ok("--untrusted convert -O raw vm.ova:d.qcow2 out.raw");
+    dir.vimg_ok("--untrusted info vm.ova:d.qcow2");
     let ran = dir.vimg("--untrusted convert -O raw top.qcow2 out.raw").expect_clean_failure();
     assert!(ran.stderr.contains("--allow"), "{}", ran.story());
 }

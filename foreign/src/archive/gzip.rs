@@ -146,6 +146,12 @@ impl Gzip {
         Ok(Self { name, packed_len: len, decode: Mutex::new(decode), blocks: Mutex::default() })
     }
 
+    /// How many copies of the decoder's state there are.
+    #[cfg(test)]
+    pub(super) fn copies(&self) -> usize {
+        self.decode.lock().copies.len()
+    }
+
     /// A block of inflated bytes; shorter at the end of the stream, empty past it.
     fn block(&self, index: u64) -> Result<Arc<[u8]>> {
         if let Some(block) = self.blocks.lock().kept.get(&index) {

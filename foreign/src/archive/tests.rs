@@ -273,3 +273,40 @@ proptest! {
         let _ = opened(tar, "d");
     }
 }
+
+/// Many readers of one stream, some ahead of the others, all see what was packed.
+#[test]
+fn gzip_is_read_by_many_at_once() {
+    let data = Arc::new(text(12 << 20, 9));
+    let gzip = Arc::new(Gzip::new(storage(gzipped(&data))).unwrap());
+    std::thread::scope(|scope| {
+        for reader in 0..6_usize {
+            let (data, gzip) = (Arc::clone(&data), Arc::clone(&gzip));
+            scope.spawn(move || {
+                let mut buf = vec![0; 300_000];
+                for step in 0..30 {
+                    let offset = (reader * 977_777 + step * 600_011) % (data.len() - buf.len());
+                    gzip.read_at(&mut buf, offset as u64).unwrap();
+                    assert!(buf == data[offset..offset + buf.len()]);
+                }
+            });
+        }
+    });
+}
+
+/// Memory stays bounded: copies of the state thin out as the stream goes on.
+#[test]
+fn long_streams_keep_few_copies() {
+    let mut encoder = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+    for _ in 0..700 {
+        encoder.write_all(&[7; 1 << 20]).unwrap();
+    }
+    let gzip = Gzip::new(storage(encoder.finish().unwrap())).unwrap();
+    assert_eq!(gzip.len().unwrap(), 700 << 20);
+    let mut buf = [0; 4096];
+    for offset in [0, 600 << 20, 1 << 20, 333 << 20] {
+        gzip.read_at(&mut buf, offset).unwrap();
+        assert_eq!(buf, [7; 4096]);
+    }
+    assert!(gzip.copies() <= 513, "{}", gzip.copies());
+}

@@ -19,8 +19,15 @@ fn has_protocol(name: &str) -> bool {
 }
 
 /// A name found in an image at `image_path`, as qemu resolves it: relative paths count from the directory of
-/// the image, absolute paths and names of protocols stand as they are.
+/// the image, absolute paths and names of protocols stand as they are. (A member of an archive beside the image
+/// begins with a path, even if it looks like a protocol that nobody knows.)
 pub(crate) fn resolve_name(image_path: Option<&str>, name: &str) -> Result<String> {
+    if let Some(path) = image_path
+        && crate::spec::is_member(&beside(path, name))
+        && !name.starts_with('/')
+    {
+        return Ok(beside(path, name));
+    }
     if has_protocol(name) || name.starts_with('/') {
         return Ok(name.to_owned());
     }

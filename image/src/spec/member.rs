@@ -12,6 +12,13 @@ use super::node::Source;
 /// The most colons that are tried.
 const MOST_COLONS: usize = 16;
 
+/// Whether a name stands for a member of an archive, known protocols aside.
+pub(crate) fn is_member(name: &str) -> bool {
+    let scheme = super::protocol::split_protocol(name)
+        .and_then(|(scheme, _)| super::protocol::driver_of_scheme(scheme));
+    scheme.is_none() && !name.starts_with("json:") && split(name).is_some()
+}
+
 /// The archive and the member that a name stands for. `None`: it is the name of a file, whether that exists or not.
 pub(super) fn split(name: &str) -> Option<Source> {
     if !name.contains(':') || fs::symlink_metadata(name).is_ok() {
