@@ -15,6 +15,9 @@ use block::{BlockDevice, Error, ErrorKind, LayerExtent, Limits, Result, Storage,
 
 use crate::units::Units;
 
+/// Nobody has to make room for more than this at once because of how an image was made, in bytes.
+const MOST_PREFERRED: u32 = 2 << 20;
+
 /// Where bytes of the disk are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -204,7 +207,7 @@ impl BlockDevice for Foreign {
     fn limits(&self) -> Limits {
         Limits {
             alignment: self.storage.alignment(),
-            preferred: self.layout.preferred(),
+            preferred: self.layout.preferred().min(MOST_PREFERRED),
             ..Limits::default()
         }
     }

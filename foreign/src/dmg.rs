@@ -46,6 +46,8 @@ struct Dmg {
     /// In the order of the disk, without overlaps.
     chunks: Vec<Chunk>,
     size: u64,
+    /// Bytes of the largest packed chunk.
+    preferred: u32,
 }
 
 /// Reads the trailer and the tables of chunks.
@@ -62,7 +64,7 @@ pub(crate) fn read(storage: Arc<dyn Storage>) -> Result<Opened> {
     let sectors = arrange(&mut chunks)?.max(koly.sectors);
     let size = sectors.checked_mul(SECTOR).filter(|size| i64::try_from(*size).is_ok());
     let size = size.ok_or_else(|| Error::invalid(format!("the disk cannot have {sectors} sectors")))?;
-    Ok(Opened::new(Dmg { tables, chunks, size }, storage))
+    Ok(Opened::new(Dmg { tables, preferred: largest(&chunks), chunks, size }, storage))
 }
 
 /// Brings chunks into the order of the disk; returns where the last one ends, in sectors.
@@ -77,6 +79,12 @@ fn arrange(chunks: &mut [Chunk]) -> Result<u64> {
         end = chunk.sector + chunk.sectors;
     }
     Ok(end)
+}
+
+/// Bytes of the largest packed chunk; those of a page if there is none. A packed chunk has at most 64 MiB.
+fn largest(chunks: &[Chunk]) -> u32 {
+    let packed = chunks.iter().filter(|chunk| chunk.packing.is_packed());
+    block::num::low_u32(packed.map(|chunk| chunk.sectors).max().unwrap_or(8) * SECTOR)
 }
 
 impl Dmg {
@@ -101,9 +109,7 @@ impl Layout for Dmg {
     }
 
     fn preferred(&self) -> u32 {
-        let largest =
-            self.chunks.iter().filter(|chunk| chunk.packing.is_packed()).map(|chunk| chunk.sectors).max();
-        block::num::low_u32(largest.unwrap_or(8).min(2048) * SECTOR)
+        self.preferred
     }
 
     fn info(&self) -> ImageInfo {

@@ -108,7 +108,11 @@ pub(crate) trait Driver: Sync {
 
 /// That images of a format cannot be created.
 pub(crate) fn cannot_create(format: Format) -> Error {
-    Error::usage(format!("Format driver '{format}' does not support image creation"))
+    let error = Error::usage(format!("Format driver '{format}' does not support image creation"));
+    match format {
+        Format::Qcow => error.hint("qcow is version 1, which is only read; the format of today is qcow2"),
+        _ => error.hint(format!("{format} images are only read; qcow2 has all that they can do")),
+    }
 }
 
 /// How an image is about to be opened.
