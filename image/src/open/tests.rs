@@ -173,7 +173,7 @@ fn raw_is_what_nothing_else_is_and_says_so() {
     assert!(layer.probed && layer.probed_raw_warning().unwrap().contains(&name));
     let named = OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() };
     assert!(!opened(&name, &named).unwrap().probed);
-    let foreign = images.raw("foreign", b"KDMV\x01\0\0\0");
+    let foreign = images.raw("foreign", b"LUKS\xba\xbe\0\x02");
     assert_eq!(simply(&foreign).unwrap_err().kind(), ErrorKind::Unsupported);
     opened(&foreign, &named).unwrap();
 }

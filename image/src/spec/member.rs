@@ -50,7 +50,7 @@ mod tests {
     fn header() -> [u8; 512] {
         let mut header = [0; 512];
         header[0] = b'a';
-        header[148..156].copy_from_slice(b"000601\0 ");
+        header[148..156].copy_from_slice(b"000541\0 ");
         header
     }
 
