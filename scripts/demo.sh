@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The sixty-second tour: builds a disk image with a real file system on the spot, takes it through
-# raw -> qcow2 -> compressed qcow2 -> raw with vimg, and checks and compares every step, with vimg
+# raw -> qcow2 -> compressed qcow2 -> raw, and through the formats of other hypervisors, with vimg, and checks and compares every step, with vimg
 # itself and, where it is installed, with qemu-img as an independent judge.
 #
 #   scripts/demo.sh [PATH/TO/vimg]
@@ -118,7 +118,7 @@ build_disk() {
 started=$(now)
 mkdir -p "$work"
 cd "$work"
-rm -f ./*.qcow2 ./*.raw
+rm -f ./*.qcow2 ./*.raw ./*.vmdk ./*.vhdx ./*.vdi ./*.vpc ./*.ova
 
 say "1. A real disk image"
 build_tree
@@ -183,6 +183,28 @@ run "$vimg" compare "${secret[@]}" --image-opts driver=raw,file.filename=disk.ra
 if have cryptsetup; then run cryptsetup open --test-passphrase --key-file passphrase secret.luks; fi
 size secret.luks
 rm -f damaged.qcow2 overlay.qcow2 secret.luks passphrase
+
+say "8. The formats of other hypervisors"
+run "$vimg" convert -O vmdk -o subformat=streamOptimized disk.qcow2 disk1.vmdk
+judge compare -f raw -F vmdk disk.raw disk1.vmdk
+printf '<Envelope/>\n' >demo.ovf
+run tar -cf demo.ova demo.ovf disk1.vmdk
+run "$vimg" convert -O qcow2 demo.ova:disk1.vmdk from-ova.qcow2
+run "$vimg" compare -f raw disk.raw from-ova.qcow2
+for format in vmdk vhdx vdi vpc; do
+    options=()
+    [ $format != vpc ] || options=(-o force_size=on)
+    run "$vimg" convert -O $format "${options[@]}" disk.qcow2 disk.$format
+    run "$vimg" compare -f raw -F $format disk.raw disk.$format
+    judge compare -f raw -F $format disk.raw disk.$format
+done
+size disk1.vmdk
+printf '    (the first grain directory of the vmdk is made to point nowhere; the second one remains)\n'
+gd=$(od -An -t u8 -j 56 -N 8 disk.vmdk | tr -d ' ')
+printf '\377\377\377\17' | dd of=disk.vmdk bs=1 seek=$((gd * 512)) conv=notrunc status=none
+run "$vimg" check -q -r all disk.vmdk
+judge compare -f raw -F vmdk disk.raw disk.vmdk
+rm -f disk.vmdk disk.vhdx disk.vdi disk.vpc demo.ova demo.ovf from-ova.qcow2
 
 say "What vimg says of the compressed image"
 "$vimg" info small.qcow2 | sed 's/^/  /'
