@@ -112,6 +112,7 @@ DATA = {
         QEMU, "convert", "-f", "raw", "-O", "luks", *SECRET, "-o", "key-secret=s,iter-time=10", "disk.raw", "disk.luks"
     ),
     "disk.vmdk": lambda: run(QEMU, "convert", "-f", "raw", "-O", "vmdk", "disk.raw", "disk.vmdk"),
+    "disk.vhdx": lambda: run(QEMU, "convert", "-f", "raw", "-O", "vhdx", "disk.raw", "disk.vhdx"),
     # Made by ours: what VMware's products write has its tables behind the grains, qemu's has them in front.
     "stream.vmdk": lambda: run(VIMG, "convert", "-f", "raw", *STREAM.split(), "disk.raw", "stream.vmdk"),
     "copy.qcow2": lambda: run("cp", "disk.qcow2", "copy.qcow2"),
@@ -232,6 +233,10 @@ def luks_same(row):
     run(QEMU, "compare", "-q", *SECRET, "--image-opts", LUKS + "out-vimg", "driver=raw,file.filename=" + row.target)
 
 
+def vhdx_same(row):
+    run(QEMU, "compare", "-q", "-f", "vhdx", "-F", "raw", "out-vimg", row.target)
+
+
 def vmdk_same(row):
     run(QEMU, "compare", "-q", "-f", "vmdk", "-F", "raw", "out-vimg", row.target)
     if "streamOptimized" in " ".join(row.words):
@@ -300,6 +305,8 @@ ROWS = [
     Row("raw-vmdk", "raw -> vmdk", "convert -f raw -O vmdk disk.raw OUT", ["disk.raw"], "disk.raw", vmdk_same),
     Row("vmdk-raw", "vmdk -> raw", "convert -f vmdk -O raw disk.vmdk OUT", ["disk.raw", "disk.vmdk"], "disk.raw", raw_same),
     Row("vmdk-qcow2", "vmdk -> qcow2", "convert -f vmdk -O qcow2 disk.vmdk OUT", ["disk.raw", "disk.vmdk"], "disk.raw", qcow2_same),
+    Row("raw-vhdx", "raw -> vhdx", "convert -f raw -O vhdx disk.raw OUT", ["disk.raw"], "disk.raw", vhdx_same),
+    Row("vhdx-raw", "vhdx -> raw", "convert -f vhdx -O raw disk.vhdx OUT", ["disk.raw", "disk.vhdx"], "disk.raw", raw_same),
     Row("raw-stream", "raw -> streamOptimized vmdk", f"convert -f raw {STREAM} disk.raw OUT", ["disk.raw"], "disk.raw", vmdk_same),
     Row("stream-raw", "streamOptimized vmdk -> raw", "convert -f vmdk -O raw stream.vmdk OUT", ["disk.raw", "stream.vmdk"], "disk.raw", raw_same),
     Row("tib-convert", "1 TiB nearly empty: convert", "convert -f qcow2 -O qcow2 tib.qcow2 OUT", ["tib.qcow2"], "tib.qcow2", qcow2_same),

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use block::image::Image as _;
 use block::mem::MemStorage;
 use block::testing::{CrashStorage, Random};
 use block::{BlockDevice as _, Storage};
@@ -289,6 +288,9 @@ fn a_parent_that_has_changed_is_refused() {
     dir.vimg("convert -O raw c.vhdx x.raw").expect_clean_failure().expect_stderr("was made on");
     assert!(!dir.exists("x.raw"));
     dir.vimg_ok("info c.vhdx");
+    let any = "driver=vhdx,file.filename=c.vhdx,ignore-parent-id";
+    dir.vimg_ok(&format!("convert --image-opts -O raw {any}=on y.raw"));
+    dir.vimg(&format!("convert --image-opts -O raw {any}=off x.raw")).expect_clean_failure();
     make_child(&dir, "c.vhdx", identity(&dir, "p.vhdx"), "p.vhdx");
     dir.vimg_ok("convert -O raw c.vhdx x.raw");
 }
@@ -349,7 +351,7 @@ const DAMAGES: &[Damage] = &[
     ("the size of blocks", |dir| dir.poke("a.vhdx", (3 << 20) + 0x10000, &[1])),
     ("blocks of nothing", |dir| dir.poke("a.vhdx", (3 << 20) + 0x10000, &[0; 4])),
     ("a disk larger than its BAT", |dir| {
-        dir.poke("a.vhdx", (3 << 20) + 0x10008, &(60u64 << 40).to_le_bytes())
+        dir.poke("a.vhdx", (3 << 20) + 0x10008, &(60u64 << 40).to_le_bytes());
     }),
     ("a disk of 2^63 bytes", |dir| dir.poke("a.vhdx", (3 << 20) + 0x10008, &(1u64 << 63).to_le_bytes())),
     ("a required region that is unknown", |dir| {

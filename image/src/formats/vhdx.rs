@@ -14,10 +14,15 @@ use super::{Abilities, BackingName, Driver, Found, How, Made, Make, Parts, Place
 use crate::create::does_not_accept;
 use crate::open::Layer;
 use crate::options::{Definition, Kind, Options, option, with_default};
+use crate::spec::parse_bool;
 
 /// The driver.
 #[derive(Debug)]
 pub(crate) struct Format;
+
+/// Node option: the parent is taken as it is, whatever it has become since. The way out after a commit to the parent that
+/// was interrupted before the image could record it.
+const ANY_PARENT: &str = "ignore-parent-id";
 
 /// In the order in which `create` shows them.
 const OPTIONS: &[Definition] = &[
@@ -55,6 +60,10 @@ impl Driver for Format {
         Ok(Box::new(Read(Source::read(storage)?)))
     }
 
+    fn node_options(&self) -> &'static [&'static str] {
+        &[ANY_PARENT]
+    }
+
     fn create_options(&self) -> &'static [Definition] {
         OPTIONS
     }
@@ -87,7 +96,8 @@ impl Found for Read {
     }
 
     fn open(&self, parts: Parts<'_>) -> Result<Arc<dyn Image>> {
-        if let Some(parent) = &parts.backing {
+        let any_parent = parts.option(ANY_PARENT).map(|value| parse_bool(ANY_PARENT, &value)).transpose()?;
+        if let Some(parent) = parts.backing.as_ref().filter(|_| any_parent != Some(true)) {
             self.check_parent(parent)?;
         }
         let options = OpenOptions {
@@ -117,7 +127,10 @@ impl Read {
             ErrorKind::Corrupt,
             format!("the parent '{}' is {found}, and the image was made on {wanted}", parent.filename),
         )
-        .hint("the parent has been written to since, or is another disk: what the two show together is worth nothing"))
+        .hint(format!(
+            "the parent has been written to since, or is another disk, and what the two show together is no disk; after an \
+             interrupted commit it is one, and is opened with --image-opts driver=vhdx,file.filename=...,{ANY_PARENT}=on"
+        )))
     }
 }
 

@@ -117,7 +117,7 @@ pub fn vhdx(data: &[u8]) {
     let storage = Arc::new(Bounded::new(bytes.clone()));
     if let Ok(image) = open(&storage, false) {
         let _ = image.info();
-        look(&*image);
+        look(&image);
     }
     let _ = vhdx::check::check(&(Arc::clone(&storage) as Arc<dyn Storage>), Repair::None);
     assert!(storage.to_bytes() == bytes, "a reader has changed the image");
