@@ -2,6 +2,7 @@
 
 use block::{LayerExtent, Result, Stored};
 
+use crate::bat::{Entry, State};
 use crate::device::{Place, Vhdx};
 
 /// The most blocks that one answer covers.
@@ -28,7 +29,8 @@ impl Vhdx {
         let end = offset + max_len;
         let mut all = self.part(offset, end)?;
         for _ in 0..MAX_BLOCKS {
-            let at = offset + all.len;
+            let at = offset + all.len + self.alike(&all, offset + all.len, end)?;
+            all.len = at - offset;
             if at >= end {
                 break;
             }
@@ -40,6 +42,26 @@ impl Vhdx {
             all.len += next.len;
         }
         self.with_holes(&all)
+    }
+
+    /// How many bytes of whole blocks from `offset` on, the start of a block, have the same entry as those before them:
+    /// disks are empty by the million blocks.
+    fn alike(&self, before: &Part, offset: u64, end: u64) -> Result<u64> {
+        let size = self.geometry.block_size;
+        let (block, whole) = (offset / size, (end.saturating_sub(offset)) / size);
+        if !offset.is_multiple_of(size) || whole == 0 || before.host.is_some() {
+            return Ok(0);
+        }
+        let differencing = self.is_differencing();
+        let wanted = |entry: Entry| match entry.state() {
+            State::NotPresent if differencing => before.stored == Stored::Absent,
+            State::NotPresent | State::Undefined | State::Zero | State::Unmapped => {
+                before.stored == Stored::Zero
+            }
+            State::FullyPresent | State::PartiallyPresent | State::Reserved => false,
+        };
+        let most = whole.min(self.geometry.blocks_in_a_row(block));
+        Ok(self.table.count(self.geometry.entry_of(block), most, wanted)? * size)
     }
 
     /// What is stored at `offset` until at most `end`, in one block.

@@ -51,6 +51,11 @@ impl Geometry {
         (block / self.chunk_ratio + 1) * (self.chunk_ratio + 1) - 1
     }
 
+    /// Blocks from `block` on whose entries follow each other without the entry of a sector bitmap in between.
+    pub fn blocks_in_a_row(&self, block: u64) -> u64 {
+        (self.chunk_ratio - block % self.chunk_ratio).min(self.blocks.saturating_sub(block))
+    }
+
     /// The block that BAT entry `entry` belongs to; `None`: it is the entry of a sector bitmap.
     pub fn block_of(&self, entry: u64) -> Option<u64> {
         let (chunk, within) = (entry / (self.chunk_ratio + 1), entry % (self.chunk_ratio + 1));
@@ -122,6 +127,7 @@ mod tests {
             assert_eq!(disk.block_of(disk.bitmap_entry_of(block)), None);
         }
         assert_eq!(disk.bitmap_part(17), (65536, 65536));
+        assert_eq!([0, 3, 15, 16, 255].map(|block| disk.blocks_in_a_row(block)), [16, 13, 1, 16, 1]);
     }
 
     #[test]

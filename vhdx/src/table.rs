@@ -63,6 +63,19 @@ impl Table {
         Ok(entry)
     }
 
+    /// How many entries from number `index` on, at most `max`, are as `wanted` wants them. Looks at one page only, so that
+    /// there may be more of them behind what it says.
+    pub(crate) fn count(&self, index: u64, max: u64, wanted: impl Fn(Entry) -> bool) -> Result<u64> {
+        self.get(index)?;
+        let (number, at) = place(index);
+        let pages = self.pages.read();
+        // Let go again by somebody else: nothing is said then.
+        let Some(page) = pages.get(&number) else { return Ok(0) };
+        let entries =
+            page.bytes[at..].as_chunks::<8>().0.iter().map(|bytes| Entry(u64::from_le_bytes(*bytes)));
+        Ok(entries.take(to_usize(max)).take_while(|entry| wanted(*entry)).count() as u64)
+    }
+
     /// Changes entry number `index`, in memory.
     pub(crate) fn set(&self, index: u64, entry: Entry) -> Result<()> {
         let (number, at) = place(index);
@@ -178,6 +191,15 @@ mod tests {
         table.landed();
         table.returned();
         assert!(table.dirty_pages() == 0);
+    }
+
+    #[test]
+    fn entries_of_a_kind_are_counted_within_a_page() {
+        let table = table();
+        table.set(100, Entry(6)).unwrap();
+        let count = |index, max| table.count(index, max, |entry| entry.0 == 0).unwrap();
+        assert_eq!((count(0, 1000), count(0, 50), count(100, 9), count(101, 10)), (100, 50, 0, 10));
+        assert_eq!(count(8000, 1000), 192);
     }
 
     #[test]

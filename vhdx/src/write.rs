@@ -28,6 +28,9 @@ const COPY: u64 = 1 << 20;
 /// Changed pages of the BAT (of 64 KiB) at which they are brought to the disk without waiting for a flush.
 const MAX_DIRTY_PAGES: usize = 256;
 
+/// Blocks of zeros after which it is looked whether that is so.
+const BLOCKS_BETWEEN: u64 = 8192;
+
 /// What an image that is open for writing has.
 #[derive(Debug)]
 pub(crate) struct Writer {
@@ -135,10 +138,13 @@ impl Vhdx {
             let part = &buf[piece.range.clone()];
             match self.place(piece.index)? {
                 Place::File(at) => self.storage.write_at(part, at + piece.within)?,
-                _ => self.write_new(writer, part, &piece)?,
+                _ => {
+                    self.write_new(writer, part, &piece)?;
+                    self.relieve(writer)?;
+                }
             }
         }
-        self.relieve(writer)
+        Ok(())
     }
 
     /// Writes to a block that is not (or not all) in the file.
@@ -216,6 +222,9 @@ impl Vhdx {
         let writer = self.begin()?;
         let mode = ZeroMode { may_unmap: mode.may_unmap && self.may_unmap(), ..mode };
         for piece in pieces(offset, len, self.geometry.block_size) {
+            if piece.index.is_multiple_of(BLOCKS_BETWEEN) {
+                self.relieve(writer)?;
+            }
             let whole = piece.within == 0 && piece.len() == self.geometry.len_of(piece.index);
             match self.place(piece.index)? {
                 Place::File(at) => self.storage.zero_range(at + piece.within, piece.len(), mode)?,
