@@ -427,3 +427,37 @@ fn extents_of_esx_hosts_are_read_as_qemu_reads_them() {
     let ran = dir.vimg("convert -O raw s.vmdk b.raw").expect_code(1);
     assert!(ran.stderr.contains("Replaying journal not supported"), "{}", ran.story());
 }
+
+#[test]
+fn a_child_hides_its_parent_with_zeros() {
+    requires!(qemu10());
+    let dir = Dir::new();
+    let base = disk(128 * 20, &[0, 1, 5, 19]);
+    let mut top = base.clone();
+    top[GRAIN..2 * GRAIN].fill(0);
+    top[7 * GRAIN..7 * GRAIN + 100].fill(3);
+    dir.write("base.raw", &base);
+    dir.write("top.raw", &top);
+    dir.vimg_ok("convert -f raw -O vmdk base.raw base.vmdk");
+    for zeroed in ["", ",zeroed_grain=on"] {
+        dir.vimg_ok(&format!("convert -f raw {STREAM}{zeroed} -B base.vmdk -F vmdk top.raw top.vmdk"));
+        dir.qemu_ok("compare -f raw -F vmdk top.raw top.vmdk");
+        dir.vimg_ok("compare -f raw -F vmdk top.raw top.vmdk");
+        dir.vimg_ok("check top.vmdk");
+        std::fs::remove_file(dir.file("top.vmdk")).unwrap();
+    }
+    dir.qemu_ok(&format!("convert -f raw {STREAM} -B base.vmdk -F vmdk top.raw top.vmdk"));
+    assert!(dir.vimg_reads("top.vmdk") == top);
+}
+
+#[test]
+fn plain_subformats_are_not_compressed() {
+    requires!(qemu10());
+    let dir = Dir::new();
+    let bytes = disk(128 * 20, &[1, 2, 19]);
+    dir.write("a.raw", &bytes);
+    dir.same("convert -c -f raw -O vmdk a.raw a.vmdk");
+    dir.qemu_ok("compare -f raw -F vmdk a.raw a.vmdk");
+    assert!(dir.read("a.vmdk").len() >= 3 * GRAIN);
+    dir.same("convert -c -f raw -O vpc a.raw a.vpc");
+}
