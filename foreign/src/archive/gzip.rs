@@ -3,7 +3,7 @@
 //! Inflating can begin anywhere where the state of the decoder is known: its 32 KiB of history and what it has read
 //! of the present block. While the stream is inflated for the first time, copies of that state are kept every so many
 //! bytes; a later request starts from the last copy before it. When there are too many of them, every other one goes
-//! and the distance doubles, so that memory stays below about 25 MiB whatever the length of the stream.
+//! and the distance doubles, so that memory stays below about 40 MiB whatever the length of the stream.
 //!
 //! ```text
 //!   inflated   |-----------|-----------|-----------|------- front    what nobody has seen yet
