@@ -18,7 +18,7 @@ use block::{BlockDevice, Error, LayerExtent, Limits, Preallocation, Result, Stor
 use parking_lot::{Mutex, RwLock};
 
 use crate::luks::slots::{self, Change};
-use crate::luks::{Header, Unlocked, unlock};
+use crate::luks::{Effort, Header, Unlocked, Unlocker, unlock_with};
 use crate::secret::Secret;
 use crate::volume::{SECTOR, Volume};
 
@@ -36,8 +36,8 @@ pub struct Luks {
     payload_offset: u64,
     /// `None`: only the description is wanted.
     volume: Option<Volume>,
-    /// The same.
-    key: Option<Secret>,
+    /// The same, with the effort for trying passphrases.
+    key: Option<(Secret, Effort)>,
     size: AtomicU64,
     /// Held exclusively by requests that change a part of a sector.
     sectors: RwLock<()>,
@@ -47,10 +47,24 @@ impl Luks {
     /// Opens a container with a passphrase.
     ///
     /// # Errors
-    /// As [`unlock`]; the container ends before the payload; or the host failed.
+    /// As [`unlock`](crate::luks::unlock); the container ends before the payload; or the host failed.
     pub fn open(storage: Arc<dyn Storage>, passphrase: &[u8]) -> Result<Self> {
-        let Unlocked { header, volume, key, .. } = unlock(&*storage, 0, passphrase)?;
-        Ok(Self { volume: Some(volume), key: Some(key), ..Self::new(storage, header)? })
+        Self::open_with(storage, passphrase, Effort::DEFAULT, &Unlocker::default())
+    }
+
+    /// The same with another limit of the work, and with what is known already.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(
+        storage: Arc<dyn Storage>,
+        passphrase: &[u8],
+        effort: Effort,
+        unlocker: &Unlocker,
+    ) -> Result<Self> {
+        let unlocked = unlock_with(&*storage, 0, passphrase, effort, unlocker)?;
+        let Unlocked { header, volume, key, .. } = unlocked;
+        Ok(Self { volume: Some(volume), key: Some((key, effort)), ..Self::new(storage, header)? })
     }
 
     /// Opens a container to be described and resized; reading and writing fail.
@@ -95,8 +109,8 @@ impl Luks {
     /// As [`slots::change`]; it was opened without its passphrase, or read-only.
     pub fn change_keys(&self, change: &Change, force: bool) -> Result<()> {
         self.check_writable()?;
-        let Some(key) = &self.key else { return Err(without_passphrase()) };
-        slots::change_with(&*self.storage, 0, &mut self.header.lock(), key, change, force)
+        let Some((key, effort)) = &self.key else { return Err(without_passphrase()) };
+        slots::change_with(&*self.storage, 0, &mut self.header.lock(), (key, *effort), change, force)
     }
 
     fn volume(&self) -> Result<&Volume> {

@@ -19,10 +19,12 @@
 //! [`slots`] tells in which order a change of keys reaches the disk.
 
 mod create;
+mod effort;
 mod header;
 pub mod slots;
 mod unlock;
 
 pub use create::{CreateOptions, Created, create};
+pub use effort::{Effort, Unlocker};
 pub use header::{HEADER_LEN, Header, MAGIC, SLOTS, STRIPES, Slot, area_len};
-pub use unlock::{Unlocked, unlock};
+pub use unlock::{Unlocked, unlock, unlock_with};

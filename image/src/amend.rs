@@ -118,7 +118,13 @@ pub fn amend(
     let unlocked = match (&keys, header.luks) {
         (Some(_), Some((offset, len))) => {
             let passphrase = secrets.required("encrypt.key-secret", layer.key_secret.as_deref())?;
-            let unlocked = crypt::luks::unlock(&*layer.storage, offset, passphrase)?;
+            let unlocked = crypt::luks::unlock_with(
+                &*layer.storage,
+                offset,
+                passphrase,
+                layer.effort,
+                secrets.unlocker(),
+            )?;
             // All key slots end before the payload begins, so this keeps them from the image's other clusters.
             if unlocked.header.payload_offset > len {
                 return Err(Error::invalid("LUKS header is larger than the space that the image has for it"));

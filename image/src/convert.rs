@@ -20,6 +20,7 @@
 //! plus 4 MiB per thread.
 
 mod bitmaps;
+pub(crate) mod crew;
 pub mod engine;
 #[cfg(test)]
 mod file_tests;

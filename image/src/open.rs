@@ -130,6 +130,8 @@ pub struct Layer {
     pub(crate) confined_to: Option<PathBuf>,
     /// The secret that the image was unlocked with.
     pub key_secret: Option<String>,
+    /// How much work trying a passphrase may be.
+    pub(crate) effort: crypt::luks::Effort,
     /// What the user should be told about the image itself; without prefix.
     pub warnings: Vec<String>,
 }

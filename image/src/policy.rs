@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use block::{Error, ErrorKind, Result};
+use crypt::luks::Effort;
 
 /// What the command line allows beyond what it names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub struct Policy {
     pub untrusted: bool,
     /// Files, and directories with everything below them, that may be opened all the same.
     pub allow: Vec<PathBuf>,
+    /// Passphrases are tried however long the image makes that take.
+    pub slow_keys: bool,
 }
 
 /// The part that a named file would play.
@@ -51,6 +54,19 @@ impl Policy {
     /// Follows names as qemu does.
     pub fn trusting() -> Self {
         Self::default()
+    }
+
+    /// How much work trying a passphrase may be.
+    pub(crate) fn effort(&self) -> Effort {
+        if self.slow_keys { Effort::UNBOUNDED } else { Effort::DEFAULT }
+    }
+
+    /// What to do about a passphrase that is too much work to try.
+    pub(crate) fn about_effort(error: Error) -> Error {
+        match error.kind() {
+            ErrorKind::Denied => error.hint("if the image is worth the time (maybe hours), add --slow-keys"),
+            _ => error,
+        }
     }
 
     /// Decides whether a plain file named inside an image may be opened.
@@ -156,7 +172,11 @@ mod tests {
     use super::*;
 
     fn untrusted(allow: &[&Path]) -> Policy {
-        Policy { untrusted: true, allow: allow.iter().map(|p| p.to_path_buf()).collect() }
+        Policy {
+            untrusted: true,
+            allow: allow.iter().map(|p| p.to_path_buf()).collect(),
+            ..Policy::default()
+        }
     }
 
     #[test]
@@ -196,7 +216,7 @@ mod tests {
             assert!(error.hints().iter().any(|hint| hint.contains("--allow")), "{error:?}");
         }
         check(PathBuf::from("/missing-at-all")).unwrap_err();
-        let allowing = Policy { untrusted: false, allow: vec![outside.clone()] };
+        let allowing = Policy { untrusted: false, allow: vec![outside.clone()], ..Policy::default() };
         allowing.check_confined(Role::Extent, &inside, &outside.join("a")).unwrap();
     }
 

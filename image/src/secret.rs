@@ -15,13 +15,18 @@ use std::sync::Arc;
 
 use block::{Error, ErrorKind, Result};
 use crypt::Secret;
+use crypt::luks::Unlocker;
 use serde_json::{Map, Value};
 
 use crate::spec::{parse_json_object, split_commas, text_of};
 
 /// Secrets by name. Cheap to clone; `Debug` shows no more than the names.
 #[derive(Debug, Clone, Default)]
-pub struct Secrets(Arc<BTreeMap<String, Secret>>);
+pub struct Secrets {
+    by_name: Arc<BTreeMap<String, Secret>>,
+    /// Keys of volumes that were made with these passphrases.
+    unlocker: Arc<Unlocker>,
+}
 
 /// Kinds of objects that qemu-img knows and that serve nothing here (yet).
 const OTHER_KINDS: &[&str] = &[
@@ -74,15 +79,20 @@ impl Secrets {
                 secrets.insert(id, secret);
             }
         }
-        Ok(Self(Arc::new(secrets)))
+        Ok(Self { by_name: Arc::new(secrets), ..Self::default() })
     }
 
     /// The same secrets and one more, of a caller that has no command line.
     #[must_use]
     pub fn with(&self, id: &str, secret: Secret) -> Self {
-        let mut secrets = (*self.0).clone();
+        let mut secrets = (*self.by_name).clone();
         secrets.insert(id.to_owned(), secret);
-        Self(Arc::new(secrets))
+        Self { by_name: Arc::new(secrets), ..self.clone() }
+    }
+
+    /// What is known of volumes that were made with these passphrases.
+    pub(crate) fn unlocker(&self) -> &Arc<Unlocker> {
+        &self.unlocker
     }
 
     /// The bytes of a secret.
@@ -90,7 +100,7 @@ impl Secrets {
     /// # Errors
     /// There is none of that name.
     pub fn get(&self, id: &str) -> Result<&Secret> {
-        find(&self.0, id)
+        find(&self.by_name, id)
     }
 
     /// A secret that serves as a passphrase, which qemu wants to be text.

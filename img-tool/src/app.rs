@@ -39,12 +39,22 @@ impl App {
 
     /// Which names inside images are followed.
     pub(crate) fn policy(&self) -> Policy {
-        Policy { untrusted: self.global.untrusted, allow: self.global.allow.clone() }
+        Policy {
+            untrusted: self.global.untrusted,
+            allow: self.global.allow.clone(),
+            slow_keys: self.global.slow_keys,
+        }
     }
 
     /// Prints a text on standard output.
     pub(crate) fn print(&self, text: &str) -> Outcome<()> {
         self.output.print(text)
+    }
+
+    /// Prints on standard output what accompanies work: progress, and that it has been done. The work counts, not the
+    /// words: that they could not be written changes neither what is done nor the exit code.
+    pub(crate) fn note(&self, text: &str) {
+        drop(self.output.print(text));
     }
 
     /// Prints a text on standard error as it is.

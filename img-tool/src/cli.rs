@@ -46,6 +46,9 @@ pub(crate) struct GlobalArgs {
     /// confines such names to the image's own folder (repeatable)
     #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
     pub(crate) allow: Vec<PathBuf>,
+    /// Try passphrases even on an image that makes that take very long
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub(crate) slow_keys: bool,
     /// Say what is done: the chain of images as it is opened, for one
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub(crate) verbose: bool,

@@ -1,8 +1,9 @@
-//! The verbs, one file each: its options (`Args`) and what it does (`run`).
+//! The verbs, one file each: its options (`Args`) and what it does (`run`); and what some of them share.
 
 pub(crate) mod amend;
 pub(crate) mod bench;
 pub(crate) mod bitmap;
+pub(crate) mod chain;
 pub(crate) mod check;
 pub(crate) mod checksum;
 pub(crate) mod commit;

@@ -135,12 +135,8 @@ impl<'a> Reporter<'a> {
     }
 
     /// Shows a piece of text.
-    fn put(&self, text: &str) -> Outcome<()> {
-        if self.spares_stdout {
-            self.app.say(text);
-            return Ok(());
-        }
-        self.app.print(text)
+    fn put(&self, text: &str) {
+        if self.spares_stdout { self.app.say(text) } else { self.app.note(text) }
     }
 
     /// Says that nothing is done yet, for operations of which not all have anything to tell.
@@ -154,14 +150,11 @@ impl<'a> Reporter<'a> {
     }
 
     /// The operation is over: leaves the line. Whatever was to be said about its result has been said.
-    pub(crate) fn finish(&self) -> Outcome<()> {
+    pub(crate) fn finish(&self) {
         match self.form {
             Form::Qemu => self.put("\n"),
-            Form::Bar => {
-                self.bar.iter().for_each(ProgressBar::abandon);
-                Ok(())
-            }
-            Form::Silent | Form::Json => Ok(()),
+            Form::Bar => self.bar.iter().for_each(ProgressBar::abandon),
+            Form::Silent | Form::Json => {}
         }
     }
 
@@ -189,8 +182,7 @@ impl<'a> Reporter<'a> {
 
     fn show_qemu(&self, done: u64, total: u64) {
         let percent = hundredths(done, total);
-        // If nobody reads any more, the operation is still worth finishing.
-        self.in_order(done, total, percent, STEP, || drop(self.put(&format!("{}\r", line(percent)))));
+        self.in_order(done, total, percent, STEP, || self.put(&format!("{}\r", line(percent))));
     }
 
     fn show_json(&self, done: u64, total: u64) {
@@ -198,7 +190,7 @@ impl<'a> Reporter<'a> {
         let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX - 1);
         let interval = u64::try_from(JSON_INTERVAL.as_millis()).unwrap_or(1);
         self.in_order(done, total, millis, interval, || {
-            drop(self.put(&format!("{}\n", object(done, total, elapsed))));
+            self.put(&format!("{}\n", object(done, total, elapsed)));
         });
     }
 

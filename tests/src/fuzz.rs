@@ -2,9 +2,11 @@
 //! replays their corpus on stable. A body panics when something is wrong and returns otherwise, whatever
 //! the bytes are.
 
+mod blocks;
 mod foreign;
 mod snapshot;
 mod vhdx;
+mod vmdk;
 mod vmdk_stream;
 
 use std::collections::BTreeMap;
@@ -18,6 +20,8 @@ use qcow2::{Header, Qcow2};
 
 pub use self::foreign::{archive_open, foreign_open_read};
 pub use self::vhdx::vhdx;
+pub use self::vmdk::{vmdk, vmdk_edited};
+pub use blocks::{block_seeds, mutated, vdi_image, vhd_image};
 pub use snapshot::qcow2_snapshot;
 pub use vmdk_stream::{vmdk_extent, vmdk_sequential};
 

@@ -183,6 +183,41 @@ fn compare_never_answers_wrongly_because_of_its_output() {
     assert_eq!(shell("VIMG a.raw a.raw | true; exit ${PIPESTATUS[0]}"), Some(0));
 }
 
+/// Work that is done is done, whether anybody hears of it or not; and what has failed has failed.
+#[test]
+fn progress_that_cannot_be_written_changes_nothing() {
+    let dir = Dir::new();
+    dir.write("a.raw", &[1; 70_000]);
+    let vimg = command::vimg_path();
+    let shell = |words: &str, to: &str| {
+        // A reader, if there is one, is gone before the first byte comes.
+        let script = format!("(sleep 0.05; exec '{}' {words}) {to}; exit ${{PIPESTATUS[0]}}", vimg.display());
+        tests::Cmd::new("bash").arg("-c").arg(script).dir(dir.path()).run().code
+    };
+    for to in [">/dev/full", "| true"] {
+        let commands = [
+            ("create -f qcow2 b.qcow2 1M", 0),
+            ("create -f qcow2 -b b.qcow2 -F qcow2 o.qcow2", 0),
+            ("convert -p -O qcow2 a.raw c.qcow2", 0),
+            ("convert --progress=json -O qcow2 a.raw c.qcow2", 0),
+            ("convert -p -O qcow2 missing.raw d.qcow2", 1),
+            ("rebase -p -b '' o.qcow2", 0),
+            ("rebase -u -b b.qcow2 -F qcow2 o.qcow2", 0),
+            ("commit -p o.qcow2", 0),
+            ("resize b.qcow2 2M", 0),
+            ("amend -p -o compat=0.10 b.qcow2", 0),
+            ("compare -q -p a.raw b.qcow2", 1),
+        ];
+        for (words, code) in commands {
+            assert_eq!(shell(words, to), Some(code), "{words} {to}");
+        }
+        for name in ["b.qcow2", "o.qcow2", "c.qcow2"] {
+            assert!(dir.exists(name), "{name} {to}");
+            std::fs::remove_file(dir.path().join(name)).unwrap();
+        }
+    }
+}
+
 /// nohup, and the background jobs of a script, have signals ignored: then they are.
 #[test]
 fn signals_that_are_to_be_ignored_are_ignored() {

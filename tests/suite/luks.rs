@@ -383,3 +383,70 @@ fn cryptsetup_opens_ours() {
         assert_eq!((opens("pw"), opens("new")), (Some(0), Some(0)), "{kind}");
     }
 }
+
+/// A header may ask for more rounds than anybody waits for: that is said at once, with the way out.
+#[test]
+fn a_header_that_asks_for_hours_is_refused_at_once() {
+    let dir = Dir::new();
+    dir.vimg_ok(&format!("create -f luks {SECRET} -o {QUICK} a.luks 1M"));
+    dir.vimg_ok(&format!(
+        "create -f qcow2 {SECRET} -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 a.qcow2 1M"
+    ));
+    let encrypted = "driver=qcow2,encrypt.key-secret=s,file.filename=a.qcow2";
+    let commands = [
+        format!("convert {SECRET} --image-opts -O raw {} out.raw", opts("a.luks")),
+        format!("convert {SECRET} --image-opts -O raw {encrypted} out.raw"),
+        format!(
+            "amend {SECRET} --object secret,id=t,data=new --image-opts -o state=active,new-secret=t,iter-time=10 {}",
+            opts("a.luks")
+        ),
+    ];
+    for words in &commands {
+        dir.vimg_ok(words);
+    }
+    for name in ["a.luks", "a.qcow2"] {
+        let mut bytes = dir.read(name);
+        let header = bytes.windows(6).position(|window| window == b"LUKS\xba\xbe").unwrap();
+        bytes[header + 208 + 4..][..4].copy_from_slice(&u32::MAX.to_be_bytes());
+        dir.write(name, &bytes);
+    }
+    for words in &commands {
+        let start = std::time::Instant::now();
+        let ran = dir.vimg(words);
+        assert_eq!(ran.code, Some(1), "{}", ran.story());
+        assert!(
+            ran.stderr.contains("4294967295 rounds") && ran.stderr.contains("--slow-keys"),
+            "{}",
+            ran.story()
+        );
+        assert!(start.elapsed() < std::time::Duration::from_secs(20), "{}", ran.story());
+    }
+    // What needs no key needs no effort.
+    dir.vimg_ok("info a.luks");
+    dir.vimg_ok("check a.qcow2");
+    // What real tools make needs no leave; leave does no harm.
+    dir.vimg_ok(&format!("create -f luks {SECRET} -o key-secret=s,iter-time=300 b.luks 1M"));
+    dir.vimg_ok(&format!("convert --slow-keys {SECRET} --image-opts -O raw {} out.raw", opts("b.luks")));
+}
+
+/// A convert to a new container made its key, which takes as long as was asked for, and then did all of that again to
+/// open it.
+#[test]
+fn a_convert_makes_its_key_once() {
+    let dir = Dir::new();
+    dir.write("a.raw", &[1; 4096]);
+    let seconds = |words: &str| {
+        let script =
+            format!("TIMEFORMAT=%U; time '{}' {words} >/dev/null", tests::command::vimg_path().display());
+        let ran = Cmd::new("bash").arg("-c").arg(script).dir(dir.path()).ok();
+        ran.stderr.trim().parse::<f64>().unwrap_or_else(|_| panic!("{}", ran.story()))
+    };
+    for (format, prefix) in [("luks", ""), ("qcow2", "encrypt.")] {
+        let more = if prefix.is_empty() { "" } else { "encrypt.format=luks," };
+        let options = format!("{SECRET} -o {more}{prefix}key-secret=s,{prefix}iter-time=1000");
+        let made = seconds(&format!("create -f {format} {options} made 4096"));
+        let converted = seconds(&format!("convert -f raw -O {format} {options} a.raw converted"));
+        assert!(made > 0.5, "{format}: {made} s are not what was asked for");
+        assert!(converted < 1.6 * made, "{format}: {converted} s for a convert, {made} s for one key");
+    }
+}

@@ -37,5 +37,6 @@ mod stories;
 mod table;
 mod vdi;
 mod vhdx;
+mod vmdk;
 mod vmdk_stream;
 mod vpc;

@@ -130,6 +130,21 @@ fn damaged(seed: &[u8], random: &mut block::testing::Random) -> Vec<u8> {
     bytes
 }
 
+/// The corpus, and as many changed images as a second or two allow (or as `VIMG_FUZZ_INPUTS` says).
+#[test]
+fn vhd_and_vdi_images() {
+    replay("vhd_image", fuzz::vhd_image);
+    replay("vdi_image", fuzz::vdi_image);
+    let wanted = std::env::var("VIMG_FUZZ_INPUTS").ok().and_then(|text| text.parse().ok());
+    let mut random = block::testing::Random::new(77);
+    let seeds = fuzz::block_seeds();
+    for turn in 0..wanted.unwrap_or(6000) {
+        let bytes = fuzz::mutated(&seeds[turn % seeds.len()], &mut random);
+        fuzz::vhd_image(&bytes);
+        fuzz::vdi_image(&bytes);
+    }
+}
+
 #[test]
 fn luks_header() {
     replay("luks_header", fuzz::luks_header);
@@ -169,6 +184,25 @@ fn vmdk_streams() {
     };
     replay("vmdk_sequential", damaged(fuzz::vmdk_sequential));
     replay("vmdk_extent", damaged(fuzz::vmdk_extent));
+}
+
+#[test]
+fn vmdk() {
+    replay("vmdk", fuzz::vmdk);
+}
+
+#[test]
+fn vmdk_edited() {
+    replay("vmdk_edited", fuzz::vmdk_edited);
+    let wanted = std::env::var("VIMG_FUZZ_INPUTS").ok().and_then(|text| text.parse().ok());
+    let mut random = block::testing::Random::new(79);
+    for round in 0..wanted.unwrap_or(300_usize) {
+        let mut input = vec![0; 6 * (1 + round % 4)];
+        random.fill(&mut input);
+        // Few numbers of 32 bits mean anything: half of the values are small.
+        input.chunks_mut(6).filter(|edit| edit[0] & 1 == 0).for_each(|edit| edit[3..].fill(0));
+        fuzz::vmdk_edited(&input);
+    }
 }
 
 /// The seeds themselves are good images: a corpus that is refused at the first byte tests nothing.

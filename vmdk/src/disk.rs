@@ -373,10 +373,12 @@ impl Image for Vmdk {
         });
         specific.push(("extents", Value::List(extents.collect())));
         let has_parent = self.layout.descriptor().filter(|descriptor| descriptor.has_parent());
+        let backing_file = has_parent.and_then(|descriptor| descriptor.parent_hint()).map(str::to_owned);
         Ok(ImageInfo {
             cluster_size: described.iter().find_map(|(extent, _)| extent.grain).map(low_u32),
             compressed: !described.is_empty() && described.iter().all(|(extent, _)| extent.compressed),
-            backing_file: has_parent.and_then(|descriptor| descriptor.parent_hint()).map(str::to_owned),
+            backing_format: backing_file.as_ref().map(|_| "vmdk".to_owned()),
+            backing_file,
             specific,
             ..ImageInfo::default()
         })

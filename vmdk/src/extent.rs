@@ -139,6 +139,12 @@ pub(crate) trait Extent: Debug + Send + Sync {
     fn check(&self, report: &mut CheckReport, repair: Repair) -> Result<()>;
 }
 
+/// The error of a write to an extent that its descriptor protects.
+pub(crate) fn protected(storage: &dyn Storage) -> Error {
+    let text = format!("the extent '{}' is marked RDONLY", storage.name());
+    Error::new(block::ErrorKind::ReadOnly, text)
+}
+
 /// The error of a place that lies past the end of `storage`.
 pub(crate) fn truncated(storage: &dyn Storage, what: &str, len: u64) -> Error {
     let text = format!("{what} lies past the end of the file '{}' ({len:#x} bytes)", storage.name());

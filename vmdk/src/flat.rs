@@ -5,7 +5,7 @@ use std::sync::Arc;
 use block::image::{CheckReport, Repair};
 use block::{Error, LayerExtent, Result, Storage, Stored, ZeroMode};
 
-use crate::extent::{Description, Extent, How, truncated};
+use crate::extent::{Description, Extent, How, protected, truncated};
 
 /// A FLAT or VMFS extent: a range of a file.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Flat {
     }
 
     fn check_writable(&self) -> Result<()> {
-        if self.writable { Ok(()) } else { Err(Error::read_only()) }
+        if self.writable { Ok(()) } else { Err(protected(&*self.storage)) }
     }
 }
 
@@ -73,7 +73,9 @@ impl Extent for Flat {
     }
 
     fn discard_at(&self, offset: u64, len: u64) -> Result<()> {
-        self.check_writable()?;
+        if !self.writable {
+            return Ok(());
+        }
         self.storage.discard_range(self.offset + offset, len)
     }
 

@@ -120,6 +120,7 @@ pub struct Created {
     pub prefix: Vec<u8>,
     /// Its encryption.
     pub volume: Volume,
+    pub(super) key: Secret,
 }
 
 /// Makes a volume key, a header that keeps it for `passphrase` in slot 0, and the encryption with it. Writes
@@ -140,7 +141,7 @@ pub fn create(options: &CreateOptions, passphrase: &[u8]) -> Result<Created> {
     let mut prefix = header.encode()?;
     prefix.resize(block::num::to_usize(header.slots[0].material_offset), 0);
     prefix.extend_from_slice(&material);
-    Ok(Created { header, prefix, volume })
+    Ok(Created { header, prefix, volume, key })
 }
 
 fn empty_header(options: &CreateOptions) -> Result<Header> {

@@ -18,6 +18,7 @@ use block::num::to_usize;
 use block::{Error, Result, Storage};
 
 use super::create::{slot_iterations, slot_key, speed};
+use super::effort::Effort;
 use super::header::{Header, SLOT_LEN, SLOTS, SLOTS_OFFSET};
 use super::unlock::{Unlocked, material_place, open_slot};
 use crate::cipher::CipherSpec;
@@ -60,19 +61,19 @@ pub fn change(
     change: &Change,
     force: bool,
 ) -> Result<()> {
-    change_with(storage, base, &mut unlocked.header, &unlocked.key, change, force)
+    change_with(storage, base, &mut unlocked.header, (&unlocked.key, unlocked.effort), change, force)
 }
 
-/// [`change`] of a volume whose key is at hand. The header is what is on the disk when this returns without error.
+/// [`change`] of a volume whose key is at hand, with the effort for trying other passphrases. The header is what is on the disk when this returns without error.
 pub(crate) fn change_with(
     storage: &dyn Storage,
     base: u64,
     header: &mut Header,
-    key: &Secret,
+    (key, effort): (&Secret, Effort),
     change: &Change,
     force: bool,
 ) -> Result<()> {
-    let mut slots = Slots { storage, base, spec: header.spec()?, header, key };
+    let mut slots = Slots { storage, base, spec: header.spec()?, header, key, effort };
     match change {
         Change::Add { new, slot, iter_time } => slots.add(new, *slot, *iter_time, force),
         Change::Erase { old, slot } => slots.erase(old.as_ref(), *slot, force),
@@ -108,6 +109,8 @@ struct Slots<'a> {
     spec: (CipherSpec, Hash),
     header: &'a mut Header,
     key: &'a Secret,
+    /// What is left for trying passphrases.
+    effort: Effort,
 }
 
 impl Slots<'_> {
@@ -145,7 +148,7 @@ impl Slots<'_> {
     }
 
     /// The slot, if it may be erased.
-    fn erasable(&self, slot: usize, old: Option<&Secret>, force: bool) -> Result<Vec<usize>> {
+    fn erasable(&mut self, slot: usize, old: Option<&Secret>, force: bool) -> Result<Vec<usize>> {
         let active = self.header.slots[slot].active;
         if let Some(old) = old.filter(|_| active)
             && !self.opens(slot, old)?
@@ -168,7 +171,7 @@ impl Slots<'_> {
     }
 
     /// The slots with a passphrase, if they may be erased.
-    fn with_passphrase(&self, old: &Secret, force: bool) -> Result<Vec<usize>> {
+    fn with_passphrase(&mut self, old: &Secret, force: bool) -> Result<Vec<usize>> {
         let mut found = vec![];
         for slot in 0..SLOTS {
             if self.opens(slot, old)? {
@@ -187,8 +190,9 @@ impl Slots<'_> {
         Ok(found)
     }
 
-    fn opens(&self, slot: usize, passphrase: &Secret) -> Result<bool> {
-        let found = open_slot(self.storage, self.base, self.header, self.spec, slot, passphrase)?;
+    fn opens(&mut self, slot: usize, passphrase: &Secret) -> Result<bool> {
+        let effort = &mut self.effort;
+        let found = open_slot(self.storage, self.base, self.header, self.spec, slot, passphrase, effort)?;
         Ok(found.is_some())
     }
 

@@ -4,6 +4,7 @@ use block::num::to_usize;
 use block::{Error, ErrorKind, Result, Storage};
 
 use super::create::{key_digest, slot_key};
+use super::effort::{Effort, Unlocker};
 use super::header::Header;
 use crate::af;
 use crate::cipher::CipherSpec;
@@ -22,31 +23,39 @@ pub struct Unlocked {
     /// The slot that the passphrase opened.
     pub slot: usize,
     pub(crate) key: Secret,
+    pub(crate) effort: Effort,
 }
 
 /// Reads the header at `base` and tries the passphrase on every slot in use.
 ///
 /// # Errors
-/// The header is not one or needs what we do not have; no slot has that passphrase; or the host failed.
+/// The header is not one or needs what we do not have; no slot has that passphrase; trying it is more work than
+/// [`Effort::DEFAULT`]; or the host failed.
 pub fn unlock(storage: &dyn Storage, base: u64, passphrase: &[u8]) -> Result<Unlocked> {
-    unlock_header(storage, base, Header::read(storage, base)?, passphrase)
+    unlock_with(storage, base, passphrase, Effort::DEFAULT, &Unlocker::default())
 }
 
-/// [`unlock`] with a header that has been read already.
+/// The same with another limit of the work, and with what is known already.
 ///
 /// # Errors
-/// As [`unlock`].
-pub(super) fn unlock_header(
+/// As [`unlock`]; `Denied` if it is more work than `effort`.
+pub fn unlock_with(
     storage: &dyn Storage,
     base: u64,
-    header: Header,
     passphrase: &[u8],
+    effort: Effort,
+    unlocker: &Unlocker,
 ) -> Result<Unlocked> {
+    let header = Header::read(storage, base)?;
     let (spec, hash) = header.spec()?;
+    if let Some(key) = unlocker.take(&header, passphrase) {
+        return Ok(Unlocked { volume: Volume::new(spec, &key)?, header, slot: 0, key, effort });
+    }
+    let mut left = effort;
     for slot in 0..header.slots.len() {
-        if let Some(key) = open_slot(storage, base, &header, (spec, hash), slot, passphrase)? {
+        if let Some(key) = open_slot(storage, base, &header, (spec, hash), slot, passphrase, &mut left)? {
             let volume = Volume::new(spec, &key)?;
-            return Ok(Unlocked { header, volume, slot, key });
+            return Ok(Unlocked { header, volume, slot, key, effort });
         }
     }
     Err(Error::new(ErrorKind::Permission, "Invalid password, cannot unlock any keyslot"))
@@ -60,10 +69,12 @@ pub(super) fn open_slot(
     (spec, hash): (CipherSpec, Hash),
     slot: usize,
     passphrase: &[u8],
+    effort: &mut Effort,
 ) -> Result<Option<Secret>> {
     if !header.slots[slot].active {
         return Ok(None);
     }
+    effort.spend(header, slot, hash)?;
     // The key's length has been found to be that of a cipher: the material is 256 KiB at most.
     let key_len = header.key_len as usize;
     let mut material = Secret::zeroed(to_usize(header.material_len()));

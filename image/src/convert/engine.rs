@@ -14,13 +14,11 @@ use block::align::AlignedBuf;
 use block::num::to_usize;
 use block::zero::{is_zero, runs};
 use block::{BlockDevice, Compressed, CompressedWriter, Error, Result, ResultExt as _, ZeroMode};
-use parking_lot::Mutex;
 
+use super::crew::{Crew, Pieces as _};
 use super::plan::{Action, Cursor, Fresh, Item, Plan, Sharing};
 use super::salvage::{Losses, Salvage};
 use super::source::{Place, SECTOR, Source};
-use super::turns::Turns;
-use super::workers;
 use crate::progress::{Meter, Progress};
 use crate::rate::RateLimit;
 
@@ -183,18 +181,13 @@ fn estimate(plan: &Plan<'_>, progress: &dyn Progress) -> Result<Option<u64>> {
 /// A convert under way.
 struct Job<'a> {
     plan: &'a Plan<'a>,
-    cursor: Mutex<Cursor<'a>>,
-    turns: Turns,
+    crew: Crew<'a, Cursor<'a>>,
     ordered: bool,
     /// Bytes that are looked at together for zeros.
     unit: usize,
     compressor: Option<&'a dyn CompressedWriter>,
     salvage: Option<Salvage<'a>>,
     rate: Option<RateLimit>,
-    meter: Meter<'a>,
-    /// What is left out counts as done.
-    count_skipped: bool,
-    failure: Mutex<Option<(u64, Error)>>,
     copied: AtomicU64,
     found_zero: AtomicU64,
     shared: AtomicU64,
@@ -210,17 +203,6 @@ struct Scratch {
     packed: Vec<Compressed>,
 }
 
-/// Ends the job when a worker panics, so that the others do not wait for its turn for ever.
-struct AbortOnPanic<'a>(&'a Turns);
-
-impl Drop for AbortOnPanic<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.abort();
-        }
-    }
-}
-
 impl<'a> Job<'a> {
     fn new(
         plan: &'a Plan<'a>,
@@ -231,16 +213,12 @@ impl<'a> Job<'a> {
     ) -> Self {
         Self {
             plan,
-            cursor: Mutex::new(Cursor::new(plan)),
-            turns: Turns::default(),
             ordered: options.ordered,
             unit: to_usize(zero_unit(options.sparse, plan)),
             compressor,
             salvage: options.salvage.then(|| Salvage::new(plan.source, meter.listener())),
             rate: options.rate.map(RateLimit::new),
-            meter,
-            count_skipped,
-            failure: Mutex::default(),
+            crew: Crew::new(Cursor::new(plan), meter, count_skipped),
             copied: AtomicU64::new(0),
             found_zero: AtomicU64::new(0),
             shared: AtomicU64::new(0),
@@ -249,58 +227,14 @@ impl<'a> Job<'a> {
 
     /// Works with `workers` threads, this one included.
     fn run(self, workers: usize) -> Result<Tally> {
-        let ended = workers::run(workers, || self.work());
-        if let Some((_, error)) = self.failure.into_inner() {
-            return Err(error);
-        }
-        ended?;
-        self.meter.finish();
+        let scratch = || Scratch::new(self.plan.chunk);
+        self.crew.run(workers, scratch, |item, scratch| self.perform(item, scratch))?;
         Ok(Tally {
             copied: self.copied.into_inner(),
             found_zero: self.found_zero.into_inner(),
             shared: self.shared.into_inner(),
             losses: self.salvage.map(Salvage::into_losses).unwrap_or_default(),
         })
-    }
-
-    /// Takes pieces until there are none, or something fails.
-    fn work(&self) {
-        let _guard = AbortOnPanic(&self.turns);
-        let mut scratch = None;
-        while let Some(item) = self.next_item() {
-            let scratch = scratch.get_or_insert_with(|| Scratch::new(self.plan.chunk));
-            match self.perform(&item, scratch) {
-                Ok(()) => self.meter.add(item.len),
-                Err(error) => self.fail(item.offset, error),
-            }
-        }
-    }
-
-    fn next_item(&self) -> Option<Item<'a>> {
-        if self.turns.is_aborted() {
-            return None;
-        }
-        let mut cursor = self.cursor.lock();
-        let next = self.meter.check().and_then(|()| cursor.next());
-        let (skipped, position) = (cursor.take_skipped(), cursor.position());
-        drop(cursor);
-        if self.count_skipped && skipped > 0 {
-            self.meter.add(skipped);
-        }
-        next.unwrap_or_else(|error| {
-            self.fail(position, error);
-            None
-        })
-    }
-
-    /// Remembers the error that stands nearest to the start of the disk and stops everybody.
-    fn fail(&self, offset: u64, error: Error) {
-        let mut failure = self.failure.lock();
-        if failure.as_ref().is_none_or(|(before, _)| offset < *before) {
-            *failure = Some((offset, error));
-        }
-        drop(failure);
-        self.turns.abort();
     }
 
     fn perform(&self, item: &Item<'a>, scratch: &mut Scratch) -> Result<()> {
@@ -326,22 +260,12 @@ impl<'a> Job<'a> {
 
     /// Calls `act` in the order of tickets, or at once if nobody wants an order. Does nothing if the job has been
     /// aborted.
-    fn in_turn(&self, item: &Item<'_>, act: impl FnOnce() -> Result<()>) -> Result<()> {
-        if !self.ordered {
-            return act();
-        }
-        let Some(turn) = self.turns.wait(item.ticket) else { return Ok(()) };
-        let result = act();
-        if result.is_err() {
-            // Before the next in line gets its turn.
-            self.turns.abort();
-        }
-        drop(turn);
-        result
+    fn in_turn(&self, item: &Item<'a>, act: impl FnOnce() -> Result<()>) -> Result<()> {
+        if self.ordered { self.crew.in_turn(item, act) } else { act() }
     }
 
     fn rate_limit(&self, bytes: u64) -> Result<()> {
-        self.rate.as_ref().map_or(Ok(()), |rate| rate.pass(bytes, || self.meter.check()))
+        self.rate.as_ref().map_or(Ok(()), |rate| rate.pass(bytes, || self.crew.check()))
     }
 
     fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -380,7 +304,7 @@ impl<'a> Job<'a> {
     }
 
     /// Writes the buffer, leaving out zeros.
-    fn store(&self, item: &Item<'_>, scratch: &mut Scratch) -> Result<()> {
+    fn store(&self, item: &Item<'a>, scratch: &mut Scratch) -> Result<()> {
         let Scratch { data, runs: found, .. } = scratch;
         let data = &data[..to_usize(item.len)];
         found.clear();
@@ -394,7 +318,7 @@ impl<'a> Job<'a> {
 
     /// Writes the data runs of `data` and makes the zero runs zero. What gives out space in the target is done
     /// in turn, the bytes themselves are moved outside it.
-    fn store_runs(&self, item: &Item<'_>, data: &[u8], found: &[(Range<usize>, bool)]) -> Result<()> {
+    fn store_runs(&self, item: &Item<'a>, data: &[u8], found: &[(Range<usize>, bool)]) -> Result<()> {
         let at = |run: &Range<usize>| item.offset + run.start as u64;
         self.in_turn(item, || {
             for (run, zero) in found {
@@ -406,7 +330,7 @@ impl<'a> Job<'a> {
             }
             Ok(())
         })?;
-        if self.turns.is_aborted() {
+        if self.crew.is_aborted() {
             return Ok(());
         }
         found
@@ -423,7 +347,7 @@ impl<'a> Job<'a> {
     /// Compresses the buffer's clusters, all threads at once, and stores them in turn, packed in order.
     fn store_compressed(
         &self,
-        item: &Item<'_>,
+        item: &Item<'a>,
         scratch: &mut Scratch,
         compressor: &dyn CompressedWriter,
     ) -> Result<()> {
@@ -451,7 +375,7 @@ impl<'a> Job<'a> {
 
     fn store_packed(
         &self,
-        item: &Item<'_>,
+        item: &Item<'a>,
         data: &[u8],
         packed: &[Compressed],
         compressor: &dyn CompressedWriter,
@@ -474,7 +398,7 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    fn read_both(&self, item: &Item<'_>, scratch: &mut Scratch) -> Result<()> {
+    fn read_both(&self, item: &Item<'a>, scratch: &mut Scratch) -> Result<()> {
         self.read(scratch.data(item.len), item.offset)?;
         let chunk = self.plan.chunk;
         let other = scratch.other.get_or_insert_with(|| buffer(chunk));
@@ -484,7 +408,7 @@ impl<'a> Job<'a> {
     }
 
     /// Writes the clusters that differ from what the target's backing device holds.
-    fn store_differences(&self, item: &Item<'_>, scratch: &mut Scratch) -> Result<()> {
+    fn store_differences(&self, item: &Item<'a>, scratch: &mut Scratch) -> Result<()> {
         let Scratch { data, other, runs: found, .. } = scratch;
         let len = to_usize(item.len);
         let (data, Some(other)) = (&data[..len], other) else { return Ok(()) };
@@ -508,7 +432,7 @@ impl<'a> Job<'a> {
     /// As [`store_compressed`](Self::store_compressed), for some ranges of the buffer.
     fn store_compressed_runs(
         &self,
-        item: &Item<'_>,
+        item: &Item<'a>,
         data: &[u8],
         found: &[(Range<usize>, bool)],
         compressor: &dyn CompressedWriter,
@@ -533,7 +457,7 @@ impl<'a> Job<'a> {
     }
 
     /// Lets the kernel share the piece, or copies it if it will not.
-    fn share(&self, item: &Item<'_>, place: &Place<'_>, scratch: &mut Scratch) -> Result<()> {
+    fn share(&self, item: &Item<'a>, place: &Place<'_>, scratch: &mut Scratch) -> Result<()> {
         self.in_turn(item, || {
             let target = self.plan.target;
             let shared = target.clone_in(item.offset, item.len, &**place.storage, place.offset);
@@ -548,11 +472,11 @@ impl<'a> Job<'a> {
     }
 
     /// Copies a piece of any length within the turn that the caller holds.
-    fn copy_here(&self, item: &Item<'_>, scratch: &mut Scratch) -> Result<()> {
+    fn copy_here(&self, item: &Item<'a>, scratch: &mut Scratch) -> Result<()> {
         let end = item.offset + item.len;
         let mut offset = item.offset;
         while offset < end {
-            self.meter.check()?;
+            self.crew.check()?;
             let len = self.plan.chunk.min(end - offset);
             let data = scratch.data(len);
             self.read(data, offset)?;

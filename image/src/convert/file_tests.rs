@@ -279,7 +279,7 @@ fn what_the_command_line_names_for_the_target_is_followed_although_untrusted() {
     let create = CreateRequest {
         backing_file: Some(base),
         backing_format: Some("raw".to_owned()),
-        policy: crate::policy::Policy { untrusted: true, allow: vec![] },
+        policy: crate::policy::Policy { untrusted: true, allow: vec![], ..crate::policy::Policy::default() },
         ..CreateRequest::new(images.path("b"), Format::Qcow2)
     };
     convert(&request(&raw, create), &Quiet).unwrap();

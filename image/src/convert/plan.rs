@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use block::{BlockDevice, Result, ResultExt as _, Storage, Stored};
 use parking_lot::Mutex;
 
+use super::crew::{Piece, Pieces};
 use super::source::{Kind, Look, Place, Source};
 
 /// What the target reads as where nothing has been written yet.
@@ -78,6 +79,20 @@ pub(super) struct Item<'a> {
     pub(super) len: u64,
     /// What to do.
     pub(super) action: Action<'a>,
+}
+
+impl Piece for Item<'_> {
+    fn ticket(&self) -> u64 {
+        self.ticket
+    }
+
+    fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    fn len(&self) -> u64 {
+        self.len
+    }
 }
 
 /// What to do with a piece.
@@ -230,28 +245,10 @@ pub(super) struct Cursor<'a> {
     skipped: u64,
 }
 
-impl<'a> Cursor<'a> {
-    /// At the start of the source.
-    pub(super) fn new(plan: &'a Plan<'a>) -> Self {
-        let looks = Looks { above: plan.source.look(plan.depth()), whole: plan.source.look(u32::MAX) };
-        Self { plan, looks, position: 0, ticket: 0, window: FIRST_WINDOW, span: None, skipped: 0 }
-    }
+impl<'a> Pieces for Cursor<'a> {
+    type Piece = Item<'a>;
 
-    /// Where the walk has arrived.
-    pub(super) fn position(&self) -> u64 {
-        self.position
-    }
-
-    /// Bytes that have been left out since this was last asked.
-    pub(super) fn take_skipped(&mut self) -> u64 {
-        std::mem::take(&mut self.skipped)
-    }
-
-    /// The next piece; `None` at the end.
-    ///
-    /// # Errors
-    /// A place of the source or of the target's backing device cannot be looked up.
-    pub(super) fn next(&mut self) -> Result<Option<Item<'a>>> {
+    fn next(&mut self) -> Result<Option<Item<'a>>> {
         while self.position < self.plan.source.size() {
             let span = self.span_at(self.position)?;
             let end = self.whole_clusters(span.end);
@@ -275,6 +272,22 @@ impl<'a> Cursor<'a> {
             }
         }
         Ok(None)
+    }
+
+    fn position(&self) -> u64 {
+        self.position
+    }
+
+    fn take_skipped(&mut self) -> u64 {
+        std::mem::take(&mut self.skipped)
+    }
+}
+
+impl<'a> Cursor<'a> {
+    /// At the start of the source.
+    pub(super) fn new(plan: &'a Plan<'a>) -> Self {
+        let looks = Looks { above: plan.source.look(plan.depth()), whole: plan.source.look(u32::MAX) };
+        Self { plan, looks, position: 0, ticket: 0, window: FIRST_WINDOW, span: None, skipped: 0 }
     }
 
     fn skip(&mut self, end: u64) {

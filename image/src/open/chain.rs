@@ -8,6 +8,7 @@ use block::file::HostFile;
 use block::image::Image;
 use block::raw::{Raw, RawOptions};
 use block::{Error, ErrorKind, Result, ResultExt as _};
+use crypt::luks::unlock_with;
 use crypt::{Luks, Volume};
 use qcow2::header::CRYPT_LUKS;
 use qcow2::snapshot::Selector;
@@ -19,6 +20,7 @@ use super::source::{Container, Purpose, open_data_file, open_extents};
 use super::{BackingMode, Layer, MAX_CHAIN, OpenOptions};
 use crate::format::Format;
 use crate::formats::{self, Found, How, Parts};
+use crate::policy::Policy;
 use crate::spec::{Backing, Node, Source, text_of};
 
 /// An image whose container is open and recognised, but which does not stand on its backing file yet.
@@ -416,6 +418,7 @@ fn build(
         full_backing_filename,
         confined_to,
         key_secret: option(&opened.node, KEY_SECRET).and_then(text_of),
+        effort: options.policy.effort(),
         warnings,
     }))
 }
@@ -428,7 +431,8 @@ pub(crate) fn open_luks(opened: &Opened, options: &OpenOptions) -> Result<Arc<Lu
     }
     let id = option(&opened.node, "key-secret").and_then(text_of);
     let passphrase = options.secrets.required("key-secret", id.as_deref())?;
-    Luks::open(storage, passphrase).map(Arc::new)
+    let opened = Luks::open_with(storage, passphrase, options.policy.effort(), options.secrets.unlocker());
+    opened.map(Arc::new).map_err(Policy::about_effort)
 }
 
 /// The option that names the passphrase of a qcow2 image.
@@ -463,7 +467,11 @@ fn encryption(opened: &Opened, header: &Header, options: &OpenOptions) -> Result
     let id = option(&opened.node, KEY_SECRET).and_then(text_of);
     let passphrase = options.secrets.required(KEY_SECRET, id.as_deref())?;
     let volume = match header.luks {
-        Some((offset, _)) => crypt::luks::unlock(&*opened.container.storage, offset, passphrase)?.volume,
+        Some((offset, _)) => {
+            let (storage, effort) = (&*opened.container.storage, options.policy.effort());
+            let unlocked = unlock_with(storage, offset, passphrase, effort, options.secrets.unlocker());
+            unlocked.map_err(Policy::about_effort)?.volume
+        }
         None => Volume::qcow2_aes(passphrase)?,
     };
     Ok(Some(Arc::new(volume)))

@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn untrusted_images_lead_nowhere() {
-        let policy = Policy { untrusted: true, allow: vec![] };
+        let policy = Policy { untrusted: true, allow: vec![], ..Policy::default() };
         for name in [
             "/etc/passwd",
             "file:/etc/passwd",

@@ -40,6 +40,7 @@ pub fn open_pipe(input: Box<dyn Read + Send>) -> Result<Arc<Layer>> {
         full_backing_filename: None,
         confined_to: None,
         key_secret: None,
+        effort: crypt::luks::Effort::default(),
         warnings: vec![],
     }))
 }

@@ -134,7 +134,11 @@ fn untrusted_images_are_opened_alone_or_not_at_all() {
     let json =
         images.qcow2("json", Some((&format!("json:{{'driver':'raw','file.filename':'{base}'}}"), "raw")));
     let untrusted = |allow: &[&str]| OpenOptions {
-        policy: Policy { untrusted: true, allow: allow.iter().map(PathBuf::from).collect() },
+        policy: Policy {
+            untrusted: true,
+            allow: allow.iter().map(PathBuf::from).collect(),
+            ..Policy::default()
+        },
         ..OpenOptions::default()
     };
     let error = opened(&top, &untrusted(&[])).unwrap_err();
@@ -159,7 +163,7 @@ fn untrusted_data_files_are_not_opened() {
         ..CreateRequest::new(images.path("image"), Format::Qcow2)
     };
     create(&request).unwrap();
-    let policy = Policy { untrusted: true, allow: vec![] };
+    let policy = Policy { untrusted: true, allow: vec![], ..Policy::default() };
     let untrusted = OpenOptions { policy, ..OpenOptions::default() };
     assert_eq!(opened(&request.filename, &untrusted).unwrap_err().kind(), ErrorKind::Denied);
     assert_eq!(simply(&request.filename).unwrap().data_file.as_ref().unwrap().path(), Path::new(&data));

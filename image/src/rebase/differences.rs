@@ -18,13 +18,11 @@ use block::align::AlignedBuf;
 use block::num::to_usize;
 use block::zero::is_zero;
 use block::{BlockDevice as _, Compressed, CompressedWriter, Error, Result, ResultExt as _, Stored};
-use parking_lot::Mutex;
 use qcow2::Qcow2;
 
 use super::side::{Holds, Side, SideLook};
+use crate::convert::crew::{Crew, Piece, Pieces};
 use crate::convert::engine::{add_run, buffer, workers_for};
-use crate::convert::turns::Turns;
-use crate::convert::workers;
 use crate::progress::{Meter, Progress};
 
 /// Bytes that a worker compares at once, where no cluster is larger.
@@ -85,10 +83,7 @@ pub fn copy_differences(
     let job = Job {
         plan: &plan,
         compressor,
-        cursor: Mutex::new(Cursor::new(&plan)),
-        turns: Turns::default(),
-        meter: Meter::new(progress, plan.size),
-        failure: Mutex::default(),
+        crew: Crew::new(Cursor::new(&plan), Meter::new(progress, plan.size), true),
         compared: AtomicU64::new(0),
         written: AtomicU64::new(0),
         zeroed: AtomicU64::new(0),
@@ -126,6 +121,7 @@ struct Item {
 struct Cursor<'a> {
     plan: &'a Plan<'a>,
     position: u64,
+    skipped: u64,
     ticket: u64,
     /// End of the range at the position that the overlay stores or does not store, and which.
     own: (u64, bool),
@@ -140,18 +136,32 @@ enum Class {
     Compare { old: bool, new: bool },
 }
 
-impl<'a> Cursor<'a> {
-    fn new(plan: &'a Plan<'a>) -> Self {
-        Self { plan, position: 0, ticket: 0, own: (0, false), old: plan.old.look(), new: plan.new.look() }
+impl Piece for Item {
+    fn ticket(&self) -> u64 {
+        self.ticket
     }
 
-    /// The next range to be compared; `None` at the end.
+    fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    fn len(&self) -> u64 {
+        self.len
+    }
+}
+
+impl Pieces for Cursor<'_> {
+    type Piece = Item;
+
     fn next(&mut self) -> Result<Option<Item>> {
         while self.position < self.plan.size {
             let (end, class) = self.classify(self.position)?;
             let whole = self.whole_units(end);
             match class {
-                Class::Skip if whole > self.position => self.position = whole,
+                Class::Skip if whole > self.position => {
+                    self.skipped += whole - self.position;
+                    self.position = whole;
+                }
                 Class::Compare { old, new } if whole > self.position => {
                     let end = self.extend(whole)?;
                     return Ok(Some(self.item(end, old || end > whole, new || end > whole)));
@@ -164,6 +174,28 @@ impl<'a> Cursor<'a> {
             }
         }
         Ok(None)
+    }
+
+    fn position(&self) -> u64 {
+        self.position
+    }
+
+    fn take_skipped(&mut self) -> u64 {
+        std::mem::take(&mut self.skipped)
+    }
+}
+
+impl<'a> Cursor<'a> {
+    fn new(plan: &'a Plan<'a>) -> Self {
+        Self {
+            plan,
+            position: 0,
+            skipped: 0,
+            ticket: 0,
+            own: (0, false),
+            old: plan.old.look(),
+            new: plan.new.look(),
+        }
     }
 
     /// Makes a piece that ends at `end` longer while there is something to compare, up to the next multiple of the
@@ -239,10 +271,7 @@ fn block_status(offset: u64) -> String {
 struct Job<'a> {
     plan: &'a Plan<'a>,
     compressor: Option<&'a dyn CompressedWriter>,
-    cursor: Mutex<Cursor<'a>>,
-    turns: Turns,
-    meter: Meter<'a>,
-    failure: Mutex<Option<(u64, Error)>>,
+    crew: Crew<'a, Cursor<'a>>,
     compared: AtomicU64,
     written: AtomicU64,
     zeroed: AtomicU64,
@@ -262,74 +291,16 @@ struct Scratch {
     new: AlignedBuf,
 }
 
-/// Ends the job when a worker panics, so that the others do not wait for its turn for ever.
-struct AbortOnPanic<'a>(&'a Turns);
-
-impl Drop for AbortOnPanic<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.abort();
-        }
-    }
-}
-
 impl Job<'_> {
     fn run(self, workers: usize) -> Result<Copied> {
-        let ended = workers::run(workers, || self.work());
-        if let Some((_, error)) = self.failure.into_inner() {
-            return Err(error);
-        }
-        ended?;
-        self.meter.finish();
+        let chunk = self.plan.chunk;
+        let scratch = || Scratch { old: buffer(chunk), new: buffer(chunk) };
+        self.crew.run(workers, scratch, |item, scratch| self.perform(item, scratch))?;
         Ok(Copied {
             compared: self.compared.into_inner(),
             written: self.written.into_inner(),
             zeroed: self.zeroed.into_inner(),
         })
-    }
-
-    fn work(&self) {
-        let _guard = AbortOnPanic(&self.turns);
-        let mut scratch = None;
-        while let Some(item) = self.next_item() {
-            let chunk = self.plan.chunk;
-            let scratch = scratch.get_or_insert_with(|| Scratch { old: buffer(chunk), new: buffer(chunk) });
-            match self.perform(&item, scratch) {
-                Ok(()) => self.meter.add(item.len),
-                Err(error) => self.fail(item.offset, error),
-            }
-        }
-    }
-
-    fn next_item(&self) -> Option<Item> {
-        if self.turns.is_aborted() {
-            return None;
-        }
-        let mut cursor = self.cursor.lock();
-        let before = cursor.position;
-        let next = self.meter.check().and_then(|()| cursor.next());
-        let position = cursor.position;
-        drop(cursor);
-        match next {
-            Ok(next) => {
-                self.meter.add(position - before - next.map_or(0, |item| item.len));
-                next
-            }
-            Err(error) => {
-                self.fail(position, error);
-                None
-            }
-        }
-    }
-
-    /// Remembers the error that stands nearest to the start of the disk and stops everybody.
-    fn fail(&self, offset: u64, error: Error) {
-        let mut failure = self.failure.lock();
-        if failure.as_ref().is_none_or(|(before, _)| offset < *before) {
-            *failure = Some((offset, error));
-        }
-        drop(failure);
-        self.turns.abort();
     }
 
     fn perform(&self, item: &Item, scratch: &mut Scratch) -> Result<()> {
@@ -344,7 +315,7 @@ impl Job<'_> {
             Some(compressor) => self.store_compressed(item, old, new, compressor),
             None => {
                 let runs = runs(&old[..len], new, to_usize(self.plan.unit), 0);
-                self.in_turn(item, || self.prepare(item.offset, &runs))?;
+                self.crew.in_turn(item, || self.prepare(item.offset, &runs))?;
                 self.write_plain(item.offset, &old[..len], &runs)
             }
         }
@@ -363,7 +334,7 @@ impl Job<'_> {
     }
 
     fn write_plain(&self, start: u64, old: &[u8], runs: &[(Range<usize>, bool)]) -> Result<()> {
-        if self.turns.is_aborted() {
+        if self.crew.is_aborted() {
             return Ok(());
         }
         runs.iter()
@@ -415,7 +386,7 @@ impl Job<'_> {
                 stored.push(self.pack(old, range, compressor)?);
             }
         }
-        self.in_turn(item, || {
+        self.crew.in_turn(item, || {
             stored.iter().try_for_each(|(run, store, packed)| {
                 let offset = item.offset + run.start as u64;
                 match (store, packed) {
@@ -446,18 +417,6 @@ impl Job<'_> {
             Compressed::Incompressible => Ok((range, Store::Plain, None)),
             packed => Ok((range, Store::Packed, Some(packed))),
         }
-    }
-
-    /// Does `act` when it is the piece's turn; nothing if the job has been aborted.
-    fn in_turn(&self, item: &Item, act: impl FnOnce() -> Result<()>) -> Result<()> {
-        let Some(turn) = self.turns.wait(item.ticket) else { return Ok(()) };
-        let result = act();
-        if result.is_err() {
-            // Before the next in line gets its turn.
-            self.turns.abort();
-        }
-        drop(turn);
-        result
     }
 }
 

@@ -71,7 +71,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     };
     let reporter = Reporter::new(&args.progress, args.quiet, app)?.confining_to(vec![]);
     let result = amend(args, app, filename, lists, cache, &reporter);
-    reporter.finish()?;
+    reporter.finish();
     result
 }
 

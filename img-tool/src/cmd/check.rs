@@ -101,16 +101,21 @@ fn check(args: &Args, app: &App, output: OutputFormat, subject: &Subject, repair
     let mut report = examine(app, subject, repair)?;
     if report.corruptions_fixed > 0 || report.leaks_fixed > 0 {
         if !args.quiet && output == OutputFormat::Human {
-            app.print(&repair_summary(&report))?;
+            app.note(&repair_summary(&report));
         }
         let fixed = (report.leaks_fixed, report.corruptions_fixed);
         report = examine(app, subject, Repair::None)?;
         (report.leaks_fixed, report.corruptions_fixed) = fixed;
     }
     if !args.quiet {
-        match output {
-            OutputFormat::Human => app.print(&summary(&report))?,
-            OutputFormat::Json => app.print(&format!("{}\n", json::pretty(&subject.to_json(&report))))?,
+        let said = match output {
+            OutputFormat::Human => app.print(&summary(&report)),
+            OutputFormat::Json => app.print(&format!("{}\n", json::pretty(&subject.to_json(&report)))),
+        };
+        match said {
+            // Whoever does not read on may still look at the exit code.
+            Ok(()) | Err(Failure::BrokenPipe) => {}
+            Err(failure) => return Err(failure),
         }
     }
     Ok(verdict(&report))

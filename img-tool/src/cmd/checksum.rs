@@ -128,7 +128,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
             (Err(other), _) => return Err(other),
         }
     }
-    reporter.finish()?;
+    reporter.finish();
     if output == OutputFormat::Json {
         app.print(&format!("{}\n", json::pretty(&documents.into())))?;
     }

@@ -163,7 +163,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
         ..ConvertRequest::new(sources, target)
     };
     let result = convert(&request, &reporter);
-    reporter.finish()?;
+    reporter.finish();
     let report = result.map_err(|error| reporter.failure(error))?;
     tell(&report, app);
     Ok(Exit::OK)

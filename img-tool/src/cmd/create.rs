@@ -93,7 +93,7 @@ fn create(
         app.warn(warning);
     }
     if !args.quiet {
-        app.print(&format!("{}\n", prepared.formatting_line))?;
+        app.note(&format!("{}\n", prepared.formatting_line));
     }
     prepared.create()?;
     Ok(Exit::OK)

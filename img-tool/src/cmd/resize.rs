@@ -68,7 +68,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     layer.image.resize(size, preallocation)?;
     layer.image.close()?;
     if !args.quiet {
-        app.print("Image resized.\n")?;
+        app.note("Image resized.\n");
     }
     Ok(Exit::OK)
 }

@@ -193,7 +193,7 @@ impl Walk<'_> {
                 (None, Some(0) | None) => *entry,
                 (None, Some(other)) if other_fault.is_none() && *entry == 0 => other,
                 (None, _) => *entry,
-                (Some(_), Some(other)) if other != 0 && other != *entry && other_fault.is_none() => other,
+                (Some(_), Some(other)) if other != *entry && other_fault.is_none() => other,
                 (Some(fault), _) => {
                     self.wrong_grain(grain, fault);
                     continue;

@@ -15,6 +15,7 @@ use super::pages::{MAX_DIRTY, Page};
 use super::tables::{Copy, Mapped, ZERO_GRAIN};
 use super::{Hosted, Meta};
 use crate::SECTOR;
+use crate::extent::protected;
 use crate::header::flags;
 
 /// Zeros around small writes; larger ranges are zeroed by the host.
@@ -33,7 +34,7 @@ struct Place {
 
 impl Hosted {
     pub(super) fn check_writable(&self) -> Result<()> {
-        if self.writable { Ok(()) } else { Err(Error::read_only()) }
+        if self.writable { Ok(()) } else { Err(protected(self.storage_ref())) }
     }
 
     /// Bytes of a grain.
@@ -422,7 +423,9 @@ impl Hosted {
     }
 
     pub(super) fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        self.check_writable()?;
+        if !self.writable {
+            return Ok(());
+        }
         self.each_piece(offset, len, |at, len| self.discard_piece(at, len))
     }
 

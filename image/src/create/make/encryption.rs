@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use block::{Error, Result};
-use crypt::luks::{self, CreateOptions};
+use crypt::luks::{self, CreateOptions, Unlocker};
 use crypt::{Secret, Volume};
 use qcow2::Qcow2;
 
@@ -21,7 +21,7 @@ pub(crate) enum Encryption {
     /// In the old way.
     Aes(Secret),
     /// With LUKS.
-    Luks(Box<CreateOptions>, Secret),
+    Luks(Box<CreateOptions>, Secret, Arc<Unlocker>),
 }
 
 /// The same, with its keys.
@@ -45,7 +45,7 @@ impl Encryption {
         let secret = secrets.required("encrypt.key-secret", given("key-secret"))?.clone();
         Ok(Some(match luks {
             None => Self::Aes(secret),
-            Some(options) => Self::Luks(Box::new(options), secret),
+            Some(options) => Self::Luks(Box::new(options), secret, Arc::clone(secrets.unlocker())),
         }))
     }
 
@@ -53,7 +53,7 @@ impl Encryption {
     pub(crate) fn header_len(&self) -> u64 {
         match self {
             Self::Aes(_) => 0,
-            Self::Luks(options, _) => luks::area_len(&options.spec),
+            Self::Luks(options, ..) => luks::area_len(&options.spec),
         }
     }
 
@@ -61,8 +61,9 @@ impl Encryption {
     pub(super) fn make(&self) -> Result<Made> {
         match self {
             Self::Aes(secret) => Ok(Made::Aes(Arc::new(Volume::qcow2_aes(secret)?))),
-            Self::Luks(options, secret) => {
+            Self::Luks(options, secret, unlocker) => {
                 let created = luks::create(options, secret)?;
+                unlocker.remember(&created, secret);
                 Ok(Made::Luks {
                     prefix: created.prefix,
                     len: self.header_len(),

@@ -1,9 +1,11 @@
 //! A new LUKS container: a header with its first key, and room for the encrypted disk.
 
+use std::sync::Arc;
+
 use block::file::HostFile;
 use block::{Error, Preallocation, Result, Storage as _};
 use crypt::Secret;
-use crypt::luks::{CreateOptions, Created, area_len, create};
+use crypt::luks::{CreateOptions, Created, Unlocker, area_len, create};
 
 use super::protocol_preallocation;
 use crate::measure::Measurement;
@@ -18,6 +20,7 @@ pub(in crate::create) struct Plan {
     preallocation: Preallocation,
     options: CreateOptions,
     passphrase: Secret,
+    unlocker: Arc<Unlocker>,
 }
 
 impl Plan {
@@ -32,7 +35,8 @@ impl Plan {
         };
         let create = CreateOptions::from_words(|name| options.given(name))?;
         let passphrase = secrets.required("key-secret", options.given("key-secret"))?.clone();
-        let plan = Self { size, preallocation, options: create, passphrase };
+        let unlocker = Arc::clone(secrets.unlocker());
+        let plan = Self { size, preallocation, options: create, passphrase, unlocker };
         plan.file_len().map(|_| plan)
     }
 
@@ -46,7 +50,7 @@ impl Plan {
 
     /// Makes the header. Takes its time: a passphrase is slow to try on purpose.
     pub(super) fn make_volume(&self) -> Result<Created> {
-        create(&self.options, &self.passphrase)
+        create(&self.options, &self.passphrase).inspect(|made| self.unlocker.remember(made, &self.passphrase))
     }
 
     /// Fills the new, empty file.
