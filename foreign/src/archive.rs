@@ -6,7 +6,7 @@
 //!   vm.ova            tar of gzip: a member that is inflated           Window -> Gzip
 //! ```
 //!
-//! Everything here is a [`Storage`](block::Storage) over another one, so that the formats above never notice.
+//! Everything here is a [`Storage`] over another one, so that the formats above never notice.
 
 mod gzip;
 mod tar;

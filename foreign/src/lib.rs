@@ -10,7 +10,7 @@
 //!   qcow       two levels of tables, a backing file                       QEMU's copy on write, version 1
 //! ```
 //!
-//! What they have in common is in [`device`](Foreign): a format only says, by its `Layout`, *where* the bytes at a
+//! What they have in common is in [`Foreign`]: a format only says, by its `Layout`, *where* the bytes at a
 //! place of the disk are; one device reads them. Tables are read when they are needed and kept in a cache of fixed
 //! size, so that opening costs the same whatever the size of the disk.
 //!
