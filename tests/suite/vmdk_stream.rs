@@ -282,6 +282,12 @@ fn an_existing_stream_is_filled_but_not_rewritten() {
         ran.story()
     );
     assert!(dir.vimg_reads("a.vmdk") == bytes, "and is what it was");
+    // Theirs has no place for more.
+    dir.qemu_ok("create -q -f vmdk -o subformat=streamOptimized q.vmdk 39321600");
+    let before = dir.read("q.vmdk");
+    dir.vimg_ok("check q.vmdk");
+    let ran = dir.vimg("convert -n -f raw -O vmdk a.raw q.vmdk").expect_code(1);
+    assert!(ran.stderr.contains("read-only") && dir.read("q.vmdk") == before, "{}", ran.story());
 }
 
 #[test]

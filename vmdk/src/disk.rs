@@ -158,7 +158,7 @@ impl Vmdk {
     /// What every change of the contents begins with.
     fn before_write(&self, offset: u64, len: u64) -> Result<()> {
         self.check_readable(offset, len)?;
-        if !self.writable {
+        if self.read_only() {
             return Err(Error::read_only());
         }
         match &self.identity {

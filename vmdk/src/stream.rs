@@ -98,7 +98,7 @@ impl Stream {
     /// Opens the extent in `storage`, whose header is `header`. `level` is that of grains that will be written.
     ///
     /// # Errors
-    /// There is no footer, it contradicts the header, or a writable one is wanted and this one cannot be appended to.
+    /// There is no footer, or it contradicts the header. One that cannot be appended to is open read-only.
     pub(crate) fn open(
         storage: Arc<dyn Storage>,
         header: Header,
@@ -108,14 +108,12 @@ impl Stream {
         check_level(level)?;
         let in_front = header.gd_offset != GD_AT_END;
         let directory = if in_front { header.gd_offset } else { find_footer(&*storage, &header)?.gd_offset };
-        let appender = match (writable, in_front) {
-            (false, _) => None,
-            (true, true) => return Err(directory_in_front()),
-            (true, false) => {
-                let start = resume(&storage, &header, directory)?;
-                Some(Arc::new(Appender::new(Arc::clone(&storage), header, start, true)))
-            }
+        let appender = match writable && !in_front {
+            true => resume(&storage, &header, directory)?,
+            false => None,
         };
+        let appender =
+            appender.map(|start| Arc::new(Appender::new(Arc::clone(&storage), header, start, true)));
         Self::with(storage, header, directory, appender, level)
     }
 
@@ -311,14 +309,6 @@ fn rewrite(offset: u64) -> Error {
     ))
 }
 
-fn directory_in_front() -> Error {
-    Error::new(
-        ErrorKind::ReadOnly,
-        "a stream with its grain directory in front (as qemu writes it) is read only",
-    )
-    .hint("convert it to another subformat to write to it")
-}
-
 /// The footer of a stream, which says where its directory is.
 ///
 /// # Errors
@@ -353,15 +343,17 @@ fn invalid_footer() -> Error {
         .hint("the end of the stream is missing: the file was not written or transferred to its end")
 }
 
-/// Where a stream whose directory is at sector `directory` is continued: over its tail.
-fn resume(storage: &Arc<dyn Storage>, header: &Header, directory: u64) -> Result<Start> {
-    append::check(header)?;
-    let unusual = || Error::unsupported("a stream whose grain directory has no marker cannot be written to");
-    let next = directory.checked_sub(1).filter(|next| *next >= header.overhead).ok_or_else(unusual)?;
+/// Where a stream whose directory is at sector `directory` is continued: over its tail. `None`: it is not laid out such
+/// that it could be.
+fn resume(storage: &Arc<dyn Storage>, header: &Header, directory: u64) -> Result<Option<Start>> {
+    let Some(next) = directory.checked_sub(1).filter(|next| *next >= header.overhead) else {
+        return Ok(None);
+    };
     let mut marker = [0; 16];
     storage.read_at(&mut marker, next.saturating_mul(SECTOR))?;
-    if !matches!(Marker::parse(&marker), Some(Marker::GrainDirectory { .. })) {
-        return Err(unusual());
+    let has_marker = matches!(Marker::parse(&marker), Some(Marker::GrainDirectory { .. }));
+    if !has_marker || append::check(header).is_err() {
+        return Ok(None);
     }
     let directory = read_table(&**storage, directory, header.gd_entries())?;
     let (mut next_grain, mut last) = (0, None);
@@ -372,7 +364,7 @@ fn resume(storage: &Arc<dyn Storage>, header: &Header, directory: u64) -> Result
         next_grain = index * u64::from(header.gtes_per_gt) + used;
         last = Some((index, table));
     }
-    Ok(Start { next, next_grain, directory, last })
+    Ok(Some(Start { next, next_grain, directory, last }))
 }
 
 /// A whole table in memory.
