@@ -325,6 +325,11 @@ fn files_outside_the_folder_are_not_read_unless_they_are_allowed() {
         dir.write("b.vmdk", parent.as_bytes());
         limited(&dir, "convert -O raw b.vmdk x.raw").expect_clean_failure();
     }
+    dir.write("a.bin", &[1; 1024]);
+    std::fs::hard_link(dir.file("a.bin"), dir.file("b.bin")).unwrap();
+    let lines = "RW 2 FLAT \"a.bin\" 0\nRW 1 FLAT \"b.bin\" 1";
+    dir.write("twice.vmdk", descriptor("custom", lines).as_bytes());
+    limited(&dir, "convert -O raw twice.vmdk x.raw").expect_clean_failure().expect_stderr("overlap");
     dir.write("self.vmdk", descriptor("custom", "RW 1 FLAT \"self.vmdk\" 0").as_bytes());
     limited(&dir, "convert -O raw self.vmdk x.raw").expect_clean_failure();
     for kind in ["fullDevice", "partitionedDevice", "vmfsRawDeviceMap"] {

@@ -82,7 +82,7 @@ impl Vmdk {
         let mut parts = vec![];
         let mut start = 0;
         let lines = lines_of(&layout, &storage)?;
-        for line in &lines {
+        for (number, line) in lines.iter().enumerate() {
             let how = How {
                 len: line.sectors * SECTOR,
                 below: Below { device: parent.clone(), start },
@@ -93,13 +93,14 @@ impl Vmdk {
             };
             let file = match layout.stands_alone {
                 true => Some(&storage),
-                false => layout.file_index(line).and_then(|index| options.files.get(index)),
+                false => layout.file_index(number).and_then(|index| options.files.get(index)),
             };
             let extent = open_extent(line, file, &how)?;
             let word = if layout.stands_alone { "" } else { line.kind.word() };
             parts.push(Part { start, len: how.len, extent, word });
             start += how.len;
         }
+        refuse_shared(&layout, &lines, &options.files)?;
         let identity = layout
             .descriptor
             .as_ref()
@@ -205,6 +206,22 @@ fn open_extent(line: &ExtentLine, file: Option<&Arc<dyn Storage>>, how: &How) ->
     match line.kind {
         kind if kind.is_flat() => Ok(Box::new(Flat::open(file, line.offset * SECTOR, how)?)),
         _ => sparse::open(file, how),
+    }
+}
+
+/// Two names can lead to one file: its bytes must not be two parts of the disk all the same.
+fn refuse_shared(layout: &Layout, lines: &[ExtentLine], files: &[Arc<dyn Storage>]) -> Result<()> {
+    let range = |(number, line): (usize, &ExtentLine)| {
+        let file = files.get(layout.file_index(number)?)?;
+        let (_, start, end) = line.file_range()?;
+        Some((Arc::as_ptr(file).addr(), start, end))
+    };
+    let mut ranges: Vec<_> = lines.iter().enumerate().filter_map(range).collect();
+    ranges.sort_unstable();
+    let overlap = |pair: &[(usize, u64, u64)]| pair[0].0 == pair[1].0 && pair[1].1 < pair[0].2;
+    match ranges.windows(2).find(|pair| overlap(pair)) {
+        Some(_) => Err(Error::invalid("two extents of the disk overlap in one file, under two names")),
+        None => Ok(()),
     }
 }
 

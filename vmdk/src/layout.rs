@@ -40,6 +40,8 @@ pub struct Layout {
     /// The file itself is the disk's one extent.
     pub(crate) stands_alone: bool,
     files: Vec<ExtentFile>,
+    /// Which of the files each extent lies in.
+    lies_in: Vec<Option<usize>>,
 }
 
 impl Layout {
@@ -60,7 +62,7 @@ impl Layout {
             return Self::hosted(&**storage, &Header::parse(&first)?);
         }
         if first.starts_with(COWD_MAGIC) {
-            return Ok(Self { descriptor: None, stands_alone: true, files: vec![] });
+            return Ok(Self { descriptor: None, stands_alone: true, files: vec![], lies_in: vec![] });
         }
         let len = storage.len()?;
         if len > descriptor::MAX_LEN {
@@ -75,7 +77,9 @@ impl Layout {
         let place = header.descriptor_place();
         let found = place.map(|(offset, room)| embedded(storage, offset, room)).transpose()?;
         match (header.is_descriptor_only(), found) {
-            (false, descriptor) => Ok(Self { descriptor, stands_alone: true, files: vec![] }),
+            (false, descriptor) => {
+                Ok(Self { descriptor, stands_alone: true, files: vec![], lies_in: vec![] })
+            }
             (true, Some((descriptor, place))) => Self::of_lines(descriptor, place),
             (true, None) => Err(Error::invalid("the file has neither a descriptor nor a capacity")),
         }
@@ -93,15 +97,17 @@ impl Layout {
         }
         let mut files: Vec<ExtentFile> = vec![];
         let mut places = std::collections::HashMap::new();
-        for line in lines {
+        let mut lies_in = vec![None; lines.len()];
+        for (line, place) in lines.iter().zip(&mut lies_in) {
             let Some(name) = file_of(line) else { continue };
             let index = *places.entry(name).or_insert(files.len());
             if index == files.len() {
                 files.push(ExtentFile { name: name.to_owned(), writable: false });
             }
+            *place = Some(index);
             files[index].writable |= line.access == Access::ReadWrite;
         }
-        Ok(Self { files, stands_alone: false, descriptor: Some((descriptor, place)) })
+        Ok(Self { files, lies_in, stands_alone: false, descriptor: Some((descriptor, place)) })
     }
 
     /// The descriptor. A stand-alone extent need not have one.
@@ -142,10 +148,9 @@ impl Layout {
             .collect()
     }
 
-    /// Which of [`files`](Self::files) an extent lies in.
-    pub(crate) fn file_index(&self, line: &ExtentLine) -> Option<usize> {
-        let name = file_of(line)?;
-        self.files.iter().position(|file| file.name == name)
+    /// Which of [`files`](Self::files) the extent with this number lies in.
+    pub(crate) fn file_index(&self, extent: usize) -> Option<usize> {
+        self.lies_in.get(extent).copied().flatten()
     }
 }
 

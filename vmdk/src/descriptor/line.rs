@@ -127,7 +127,7 @@ impl ExtentLine {
     }
 
     /// What it takes of its file: the name, and first and last sector (exclusive).
-    pub(super) fn file_range(&self) -> Option<(&str, u64, u64)> {
+    pub(crate) fn file_range(&self) -> Option<(&str, u64, u64)> {
         let name = self.file.as_deref().filter(|_| self.kind != Kind::Zero && self.access != Access::None)?;
         let name = name.trim_start_matches("./");
         match self.kind.is_flat() {
