@@ -123,8 +123,10 @@ pub fn commit(top: &Layer, base: usize, request: &CommitRequest, progress: &dyn 
     let tally = written.map_err(|error| match error.kind() {
         ErrorKind::Cancelled => error,
         _ => error.hint(format!(
-            "The base image is '{}'. '{}' still holds everything: the commit can be repeated.",
-            target.filename, top.filename
+            "The base image is '{}'. '{}' still holds everything: the commit can be repeated{}.",
+            target.filename,
+            top.filename,
+            after_adopting(top, target)
         )),
     })?;
     if let Some(id) = target.image.content_id() {
@@ -138,6 +140,16 @@ pub fn commit(top: &Layer, base: usize, request: &CommitRequest, progress: &dyn 
         empty(top)?;
     }
     Ok(tally)
+}
+
+/// What has to come before a commit is repeated whose base is known to its child by its state.
+fn after_adopting(top: &Layer, target: &Layer) -> String {
+    match target.image.content_id() {
+        Some(_) => {
+            format!(", after rebase -u -b '{}' -F {} '{}'", target.filename, target.format, top.filename)
+        }
+        None => String::new(),
+    }
 }
 
 /// Takes everything out of the top image, if its format can do that; otherwise it keeps, as with qemu-img, what the

@@ -124,8 +124,6 @@ pub(crate) struct How {
     pub(crate) for_check: bool,
     /// Only the description is wanted.
     pub(crate) metadata_only: bool,
-    /// The path of the container, if it is a plain file.
-    pub(crate) path: Option<String>,
 }
 
 /// An image whose own container has been read. No other file has been opened.

@@ -10,6 +10,7 @@
 pub mod differences;
 mod side;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use block::file::{CacheMode, HostFile};
@@ -83,6 +84,9 @@ impl RebaseRequest {
 /// With qemu's words. The contents of the overlay are unchanged, and so is its backing file, except that an error
 /// of the very last write, of the header, may leave the new one.
 pub fn rebase(overlay: &Layer, request: &RebaseRequest, progress: &dyn Progress) -> Result<Copied> {
+    if request.change_name_only && names_its_parent(overlay, request) {
+        return adopt(overlay, request, progress);
+    }
     let compressible = overlay.qcow2.is_some();
     if request.compress && !compressible {
         return Err(crate::convert::engine::compression_unsupported());
@@ -113,6 +117,33 @@ pub fn rebase(overlay: &Layer, request: &RebaseRequest, progress: &dyn Progress)
     change.context(|| request.could_not_change())?;
     qcow2.close()?;
     Ok(copied)
+}
+
+/// Whether the image is of a format that records its parent's state, and the parent that it names already is to be its
+/// backing file.
+fn names_its_parent(overlay: &Layer, request: &RebaseRequest) -> bool {
+    let Some(old) = overlay.full_backing_filename.as_deref().filter(|_| overlay.qcow2.is_none()) else {
+        return false;
+    };
+    let path = overlay.path().map(|path| path.display().to_string());
+    let Ok(new) = resolve_name(path.as_deref(), &request.backing_file) else { return false };
+    let real = |name: &str| Path::new(name).canonicalize().ok();
+    !request.backing_file.is_empty() && (new == old || real(&new).is_some_and(|new| Some(new) == real(old)))
+}
+
+/// Records the present state of the parent that the image names: the way out when the parent was changed in a way
+/// that is known to do no harm, as by a commit that was interrupted before it could say so.
+fn adopt(overlay: &Layer, request: &RebaseRequest, progress: &dyn Progress) -> Result<Copied> {
+    let new = open_new(overlay, request)?;
+    refuse_loop(overlay, new.as_deref(), request, progress)?;
+    let id = new.as_deref().and_then(|parent| parent.image.content_id());
+    let id = id.ok_or_else(|| Error::unsupported("Operation not supported"));
+    id.and_then(|id| {
+        overlay.image.adopt_parent(&id)?;
+        overlay.image.close()
+    })
+    .context(|| request.could_not_change())?;
+    Ok(Copied::default())
 }
 
 /// Copies what differs, and makes it durable.

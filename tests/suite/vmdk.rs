@@ -224,6 +224,24 @@ fn a_commit_leaves_a_chain_that_still_fits_together() {
     assert!(dir.vimg_reads("base.vmdk") == shown && dir.qemu_reads("base.vmdk") == shown);
 }
 
+/// A parent that was changed before its child could be told, as by a commit that was cut off, is recorded on request.
+#[test]
+fn a_changed_parent_is_recorded_by_a_rebase_to_its_own_name() {
+    requires!(qemu10());
+    let dir = Dir::new();
+    source(&dir);
+    dir.vimg_ok("convert -O vmdk src.raw base.vmdk");
+    dir.vimg_ok("create -f vmdk -b base.vmdk -F vmdk top.vmdk");
+    dir.qemu_io("vmdk", "top.vmdk", &Ops::tour(SIZE, 2 << 20, 5, false, false));
+    let shown = dir.vimg_reads("top.vmdk");
+    dir.qemu_io("vmdk", "base.vmdk", &Ops::tour(SIZE, 2 << 20, 5, false, false));
+    dir.vimg("convert -O raw top.vmdk x.raw").expect_code(1).expect_stderr("rebase -u");
+    dir.vimg("rebase -u -b src.raw -F raw top.vmdk").expect_code(1).expect_stderr("Operation not supported");
+    dir.vimg_ok("rebase -u -b base.vmdk -F vmdk top.vmdk");
+    assert!(dir.vimg_reads("top.vmdk") == shown && dir.qemu_reads("top.vmdk") == shown);
+    dir.vimg_ok("commit top.vmdk");
+}
+
 /// A descriptor with these extent lines.
 fn descriptor(kind: &str, lines: &str) -> String {
     format!(

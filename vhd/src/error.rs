@@ -165,9 +165,10 @@ impl Error {
             Self::FootersDiffer => Some(
                 "If the disk is a fixed one whose guest keeps a VHD in its first sector, open it with -f raw.",
             ),
-            Self::WrongParent { .. } | Self::ForeignParent => {
-                Some("Name the right parent, or put it back where the image expects it.")
-            }
+            Self::WrongParent { .. } | Self::ForeignParent => Some(
+                "Name the right parent, or put it back where the image expects it. After an interrupted commit to it, \
+                 rebase -u with the parent's own name records it as it is.",
+            ),
             _ => None,
         }
     }

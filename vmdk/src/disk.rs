@@ -239,7 +239,8 @@ fn check_parent(layout: &Layout, options: &OpenOptions) -> Result<()> {
     let text =
         format!("the disk was made for a parent with content ID {wanted:08x}, but '{}' {found}", parent.name);
     Err(Error::new(block::ErrorKind::Corrupt, text).hint(
-        "The parent has been changed since, or is another one: what the disk shows would be a mixture.",
+        "The parent has been changed since, or is another one: what the disk shows would be a mixture. Only if you know \
+         that it is the right one (a commit to it was interrupted), rebase -u with the parent's own name records it as it is.",
     ))
 }
 

@@ -129,7 +129,8 @@ impl Read {
         )
         .hint(format!(
             "the parent has been written to since, or is another disk, and what the two show together is no disk; after an \
-             interrupted commit it is one, and is opened with --image-opts driver=vhdx,file.filename=...,{ANY_PARENT}=on"
+             interrupted commit it is one: rebase -u with the parent's own name records it as it is, and \
+             --image-opts driver=vhdx,file.filename=...,{ANY_PARENT}=on opens it once"
         )))
     }
 }

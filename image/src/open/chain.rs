@@ -145,12 +145,7 @@ pub(crate) fn open_own(mut node: Node, purpose: Purpose, options: &OpenOptions) 
     };
     let found = match formats::driver(format) {
         Some(driver) => {
-            let how = How {
-                writable,
-                for_check: options.for_check,
-                metadata_only: options.metadata_only,
-                path: path_of(&node).map(str::to_owned),
-            };
+            let how = How { writable, for_check: options.for_check, metadata_only: options.metadata_only };
             Some(driver.read(&container.storage, &how)?)
         }
         None => None,
