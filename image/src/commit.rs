@@ -120,6 +120,11 @@ pub fn commit(top: &Layer, base: usize, request: &CommitRequest, progress: &dyn 
         device.close().context(|| "error while flushing the base image".to_owned())?;
         Ok(tally)
     });
+    // Also of a commit that failed: its base is another one now, and still fits what lies above it.
+    let adopted = match target.image.content_id() {
+        Some(id) => top.image.adopt_parent(&id).and_then(|()| top.image.close()),
+        None => Ok(()),
+    };
     let tally = written.map_err(|error| match error.kind() {
         ErrorKind::Cancelled => error,
         _ => error.hint(format!(
@@ -129,10 +134,7 @@ pub fn commit(top: &Layer, base: usize, request: &CommitRequest, progress: &dyn 
             after_adopting(top, target)
         )),
     })?;
-    if let Some(id) = target.image.content_id() {
-        let adopted = top.image.adopt_parent(&id).and_then(|()| top.image.close());
-        adopted.context(|| format!("Could not record the changed base image in '{}'", top.filename))?;
-    }
+    adopted.context(|| format!("Could not record the changed base image in '{}'", top.filename))?;
     if progress.cancelled() {
         return Err(crate::progress::cancelled());
     }

@@ -208,6 +208,9 @@ fn parents_are_read_and_recognised_by_their_content() {
         refused.story()
     );
     dir.vimg_ok("info v.vmdk");
+    let any = "driver=vmdk,file.filename=v.vmdk,ignore-parent-id";
+    dir.vimg_ok(&format!("convert --image-opts -O raw {any}=on x.raw"));
+    dir.vimg(&format!("convert --image-opts -O raw {any}=off y.raw")).expect_clean_failure();
 }
 
 #[test]

@@ -14,6 +14,7 @@ use super::{Abilities, BackingName, Driver, ExtentFile, Found, How, Made, Make, 
 use crate::format::Format;
 use crate::open::{Layer, resolve_name};
 use crate::options::{Definition, Kind, Options, SIZE, option, with_default};
+use crate::spec::parse_bool;
 
 /// The driver.
 #[derive(Debug)]
@@ -21,6 +22,10 @@ pub(super) struct Vmdk;
 
 /// What a stream that goes into a pipe calls itself, as VMware's products do.
 const STREAM_NAME: &str = "generated-stream.vmdk";
+
+/// Node option: the parent is taken as it is, whatever it has become since. The way out after a commit to the parent that
+/// was interrupted before the image could record it.
+const ANY_PARENT: &str = "ignore-parent-id";
 
 /// In the order of qemu's line about what it creates.
 const OPTIONS: &[Definition] = &[
@@ -61,6 +66,10 @@ impl Driver for Vmdk {
         Ok(Box::new(Disk { layout, for_check: how.for_check }))
     }
 
+    fn node_options(&self) -> &'static [&'static str] {
+        &[ANY_PARENT]
+    }
+
     fn create_options(&self) -> &'static [Definition] {
         OPTIONS
     }
@@ -82,9 +91,14 @@ struct Disk {
 impl Disk {
     fn assemble(&self, parts: Parts<'_>, writable: bool) -> Result<Arc<vmdk::Vmdk>> {
         let level = parts.level.level.and_then(|level| u32::try_from(level).ok());
+        let any = parts.option(ANY_PARENT).map(|value| parse_bool(ANY_PARENT, &value)).transpose()?;
+        let mut parent = parts.backing.as_deref().map(parent);
+        if let (Some(true), Some(parent)) = (any, &mut parent) {
+            parent.cid = self.layout.descriptor().map(|descriptor| descriptor.parent_cid());
+        }
         let options = OpenOptions {
             writable,
-            parent: parts.backing.as_deref().map(parent),
+            parent,
             files: parts.extents.into_iter().map(|file| file as Arc<dyn Storage>).collect(),
             level,
             metadata_only: parts.metadata_only,
