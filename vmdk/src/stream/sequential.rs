@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 
 use super::codec;
 use super::marker::{GRAIN_MARKER, Marker, SECTOR};
+use crate::descriptor::Descriptor;
 use crate::header::{self, GD_AT_END, Header, flags};
 
 /// Bytes in front of the first grain, at most.
@@ -51,6 +52,8 @@ struct State {
     read: BTreeSet<u64>,
     /// Below this grain it has been forgotten what has been read.
     forgotten: u64,
+    /// The footer has gone by: what comes next is the end.
+    footer: bool,
     ended: bool,
 }
 
@@ -72,7 +75,7 @@ impl Sequential {
     /// Reads the header and what else lies in front of the first grain.
     ///
     /// # Errors
-    /// The input is not a stream with its directory at the end, ends too early, or cannot be read.
+    /// The input is not a stream with its directory at the end, has a parent, ends too early, or cannot be read.
     pub fn open(mut input: Box<dyn Read + Send>) -> Result<Self> {
         let mut first = [0; header::LENGTH];
         take(&mut *input, &mut first)?;
@@ -97,6 +100,7 @@ impl Sequential {
         let mut head = vec![0; to_usize((header.overhead - 1) * SECTOR)];
         take(&mut *input, &mut head)?;
         let descriptor = text(&head, &header).to_vec();
+        check_descriptor(&descriptor)?;
         let state = State {
             input,
             known: 0,
@@ -105,6 +109,7 @@ impl Sequential {
             waiting_bytes: 0,
             read: BTreeSet::new(),
             forgotten: 0,
+            footer: false,
             ended: false,
         };
         Ok(Self { size: header.capacity * SECTOR, header, descriptor, state: Mutex::new(state) })
@@ -193,11 +198,16 @@ impl State {
                 Some(Marker::Grain { sector: at, size }) => {
                     return self.grain(header, at, size, &sector).map(Some);
                 }
+                // Zeros where grains have been lost look like the end, but nothing announces that.
+                Some(Marker::EndOfStream) | None if !self.footer => return Err(no_footer()),
                 Some(Marker::EndOfStream) | None => self.ended = true,
+                Some(Marker::Footer { sectors }) => {
+                    self.skip(sectors)?;
+                    self.footer = true;
+                }
                 Some(
                     Marker::GrainTable { sectors }
                     | Marker::GrainDirectory { sectors }
-                    | Marker::Footer { sectors }
                     | Marker::Other { sectors, .. },
                 ) => self.skip(sectors)?,
             }
@@ -269,8 +279,23 @@ impl State {
     }
 }
 
+fn no_footer() -> Error {
+    Error::new(ErrorKind::Truncated, "Invalid footer").hint(
+        "the stream has an end without a footer: a part of it is missing, or has been overwritten with zeros",
+    )
+}
+
 fn gone() -> Error {
     Error::unsupported("what comes through a pipe can be read once only")
+}
+
+/// Refuses what would have to be read together with its parent. A stream need not have a descriptor.
+fn check_descriptor(text: &[u8]) -> Result<()> {
+    if !text.is_empty() && Descriptor::parse(text)?.has_parent() {
+        return Err(Error::unsupported("a VMDK that has a parent cannot be read from a pipe")
+            .hint("save the image in a file beside its parent first"));
+    }
+    Ok(())
 }
 
 /// The descriptor's bytes in what lies behind the header.

@@ -275,14 +275,17 @@ impl Storage for Pipe {
     }
 }
 
+/// A descriptor that says no more than it has to.
+const TEXT: &[u8] =
+    b"# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType=\"streamOptimized\"\n";
+
 /// A stream sent through a pipe: three grains, the last at the end of the second table.
 fn sent() -> (Vec<u8>, Vec<u8>) {
     use block::{BlockDevice as _, CompressedWriter as _};
     let capacity = 1024 * 128 - 8;
     let mut disk = vec![0; to_usize(capacity * 512)];
     let pipe = Arc::new(Pipe::default());
-    let target =
-        Target::new(&(Arc::clone(&pipe) as Arc<dyn Storage>), capacity, b"# Disk\n", Some(9)).unwrap();
+    let target = Target::new(&(Arc::clone(&pipe) as Arc<dyn Storage>), capacity, TEXT, Some(9)).unwrap();
     for grain in [0, 700, 1023usize] {
         let range = grain * GRAIN..((grain + 1) * GRAIN).min(disk.len());
         disk[range.clone()].copy_from_slice(&noise(grain as u64, range.len()));
@@ -303,7 +306,7 @@ fn a_pipe_takes_a_stream_and_gives_it_back() {
     use block::BlockDevice as _;
     let (bytes, disk) = sent();
     let source = Sequential::open(Box::new(std::io::Cursor::new(bytes.clone()))).unwrap();
-    assert_eq!((source.size(), source.descriptor()), (disk.len() as u64, &b"# Disk\n"[..]));
+    assert_eq!((source.size(), source.descriptor()), (disk.len() as u64, TEXT));
     let mut at = 0;
     let mut kinds = vec![];
     while at < source.size() {
@@ -336,6 +339,28 @@ fn a_pipe_that_ends_early_is_noticed() {
             });
         assert_eq!(read.unwrap_err().kind(), ErrorKind::Truncated, "{len}");
     }
+}
+
+#[test]
+fn a_pipe_with_zeros_where_grains_were_is_noticed() {
+    use block::BlockDevice as _;
+    let (mut bytes, disk) = sent();
+    // As a download that has skipped a part leaves it.
+    let marker = (700 * GRAIN as u64 / 512).to_le_bytes();
+    let second = (65536..).step_by(512).find(|at| bytes[*at..at + 8] == marker).unwrap();
+    bytes[second..second + GRAIN].fill(0);
+    let source = Sequential::open(Box::new(std::io::Cursor::new(bytes))).unwrap();
+    let error = source.read_at(&mut vec![0; disk.len()], 0).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Truncated);
+}
+
+#[test]
+fn a_disk_with_a_parent_does_not_come_through_a_pipe() {
+    let (mut bytes, _) = sent();
+    let at = bytes.windows(8).position(|text| text == b"ffffffff").unwrap();
+    bytes[at..at + 8].copy_from_slice(b"12345678");
+    let error = Sequential::open(Box::new(std::io::Cursor::new(bytes))).unwrap_err();
+    assert!(error.to_string().contains("parent"), "{error}");
 }
 
 /// Bytes of a small grain.
