@@ -16,7 +16,7 @@ disk="mke2fs:e2fsprogs sfdisk:fdisk dpkg-deb:dpkg"
 qemu="qemu-img:qemu-utils qemu-io:qemu-utils qemu-nbd:qemu-utils"
 case $purpose in
     demo) wanted="$build $disk $qemu" ;;
-    test) wanted="$build $qemu bunzip2:bzip2 xz:xz-utils cryptsetup:cryptsetup-bin create_compressed_fs:cloop-utils bximage:bximage tar:tar prlimit:util-linux unshare:util-linux timeout:coreutils vhdiinfo:libvhdi-utils" ;;
+    test) wanted="$build $qemu bunzip2:bzip2 xz:xz-utils cryptsetup:cryptsetup-bin create_compressed_fs:cloop-utils bximage:bximage tar:tar prlimit:util-linux unshare:util-linux timeout:coreutils vhdiinfo:libvhdi-utils vmdkinfo:libvmdk-utils" ;;
     bench) wanted="$build $disk $qemu python3:python3 mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount" ;;
     lint) wanted="$build" ;;
     *) echo "usage: deps.sh demo|test|bench|lint" >&2; exit 1 ;;
