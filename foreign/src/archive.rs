@@ -57,10 +57,14 @@ pub fn open(storage: Arc<dyn Storage>, name: &str, inflate: bool) -> Result<Foun
     let mut first = [0; PROBE_LEN];
     storage.read_at(&mut first, 0)?;
     let slow = gzip::is_header(&first);
-    let archive: Arc<dyn Storage> = if slow { Arc::new(Gzip::new(storage)?) } else { storage };
+    let gzip = if slow { Some(Arc::new(Gzip::new(Arc::clone(&storage))?)) } else { None };
+    let archive: Arc<dyn Storage> = gzip.clone().map_or(storage, |gzip| gzip);
     let member = find(&archive, name, slow)?;
     let shown = member.shown_name();
-    let window: Arc<dyn Storage> = Arc::new(Window::new(archive, member.offset, member.len, &shown));
+    let window: Arc<dyn Storage> = Arc::new(match gzip {
+        Some(gzip) => Window::of_gzip(gzip, member.offset, member.len, &shown),
+        None => Window::new(archive, member.offset, member.len, &shown),
+    });
     let wanted = inflate || has_gzip_name(&shown);
     let storage = if wanted && is_gzip(&*window)? { Arc::new(Gzip::new(window)?) } else { window };
     Ok(Found { storage, name: shown, slow })

@@ -77,8 +77,8 @@ struct Decode {
     /// In the order of their places.
     copies: Vec<Decoder>,
     spacing: u64,
-    /// Why the front cannot go on.
-    failed: Option<(ErrorKind, String)>,
+    /// Why the front cannot go on, and where the block begins that it could not inflate: nobody else may, either.
+    failed: Option<(u64, ErrorKind, String)>,
     /// Of all that is inflated, once the front has reached the end.
     len: Option<u64>,
 }
@@ -152,6 +152,25 @@ impl Gzip {
         self.decode.lock().copies.len()
     }
 
+    /// Fills `buf` from `offset`, with zeros behind the end of the stream. Returns how many bytes were there.
+    ///
+    /// # Errors
+    /// The stream is broken, or the host's.
+    pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let mut found = 0;
+        for piece in block::pieces::pieces(offset, buf.len() as u64, BLOCK) {
+            let within = to_usize(piece.within);
+            let part = &mut buf[piece.range];
+            let block = self.block(piece.index)?;
+            let there = block.get(within..).unwrap_or_default();
+            let (head, tail) = part.split_at_mut(there.len().min(part.len()));
+            head.copy_from_slice(&there[..head.len()]);
+            tail.fill(0);
+            found += head.len();
+        }
+        Ok(found)
+    }
+
     /// A block of inflated bytes; shorter at the end of the stream, empty past it.
     fn block(&self, index: u64) -> Result<Arc<[u8]>> {
         if let Some(block) = self.blocks.lock().kept.get(&index) {
@@ -186,7 +205,8 @@ impl Decode {
         if self.len.is_some_and(|len| start >= len) {
             return Ok(Arc::new([]));
         }
-        if start < self.front.output_at {
+        // A replay verifies no checksum: what the front has refused stays refused.
+        if start < self.front.output_at && self.failed.as_ref().is_none_or(|(from, ..)| start < *from) {
             return self.replay(index, keep);
         }
         // The front stands at the border of a block, always.
@@ -207,14 +227,15 @@ impl Decode {
 
     /// Lets the front inflate one more block. Where it has failed once, it stays.
     fn advance(&mut self) -> Result<Arc<[u8]>> {
-        if let Some((kind, message)) = &self.failed {
+        if let Some((_, kind, message)) = &self.failed {
             return Err(Error::new(*kind, message.clone()));
         }
         self.copy_if_due();
+        let start = self.front.output_at;
         let mut block = vec![0; to_usize(BLOCK)];
         let mut crc = Some(&mut self.crc);
         let filled = self.front.fill(&mut self.input, &mut block, &mut crc);
-        let len = filled.inspect_err(|error| self.failed = Some((error.kind(), error.to_string())))?;
+        let len = filled.inspect_err(|error| self.failed = Some((start, error.kind(), error.to_string())))?;
         if self.front.stage == Stage::End {
             self.len = Some(self.front.output_at);
         }
@@ -473,16 +494,7 @@ impl Storage for Gzip {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        for piece in block::pieces::pieces(offset, buf.len() as u64, BLOCK) {
-            let within = to_usize(piece.within);
-            let part = &mut buf[piece.range];
-            let block = self.block(piece.index)?;
-            let there = block.get(within..).unwrap_or_default();
-            let (head, tail) = part.split_at_mut(there.len().min(part.len()));
-            head.copy_from_slice(&there[..head.len()]);
-            tail.fill(0);
-        }
-        Ok(())
+        self.read(buf, offset).map(drop)
     }
 
     fn write_at(&self, _buf: &[u8], _offset: u64) -> Result<()> {

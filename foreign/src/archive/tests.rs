@@ -310,3 +310,46 @@ fn long_streams_keep_few_copies() {
     }
     assert!(gzip.copies() <= 513, "{}", gzip.copies());
 }
+
+#[test]
+fn a_member_that_a_compressed_archive_does_not_hold_whole_is_refused_where_it_ends() {
+    let disk = text(300_000, 5);
+    let whole = [member("vm.ovf", b"<xml/>"), member("disk", &disk)].concat();
+    let cut = 1024 + 512 + 200_000;
+    let found = open(storage(gzipped(&whole[..cut])), "disk", true).unwrap();
+    assert_eq!(found.storage.len().unwrap(), 300_000);
+    let mut buf = vec![0; 200_000];
+    found.storage.read_at(&mut buf, 0).unwrap();
+    assert_eq!(buf, disk[..200_000]);
+    for (offset, len) in [(0, 300_000), (199_999, 2), (250_000, 1000), (200_000, 1)] {
+        let error = found.storage.read_at(&mut vec![0; len], offset).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Truncated, "{offset} {len}");
+    }
+    let found = open(storage(gzipped(&whole)), "disk", true).unwrap();
+    assert_eq!(all_of(&*found.storage), disk);
+}
+
+#[test]
+fn a_wrong_checksum_stays_wrong_however_often_it_is_read() {
+    let data = text(100_000, 6);
+    let mut packed = gzipped(&data);
+    let at = packed.len() - 8;
+    packed[at] ^= 1;
+    let gzip = Gzip::new(storage(packed)).unwrap();
+    for _ in 0..3 {
+        let error = gzip.read_at(&mut [0; 512], 0).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+    }
+    // What lies whole before the damage can be read, again and again.
+    let data = text(600_000, 7);
+    let mut packed = gzipped(&data);
+    let at = packed.len() - 8;
+    packed[at] ^= 1;
+    let gzip = Gzip::new(storage(packed)).unwrap();
+    gzip.read_at(&mut vec![0; 600_000], 0).unwrap_err();
+    let mut found = vec![0; 300_000];
+    gzip.read_at(&mut found, 0).unwrap();
+    assert_eq!(found, data[..300_000]);
+    gzip.read_at(&mut [0; 1], 599_999).unwrap_err();
+    gzip.read_at(&mut [0; 1], 599_999).unwrap_err();
+}

@@ -3,12 +3,16 @@
 use std::sync::Arc;
 
 use block::num::to_usize;
-use block::{Error, HostExtent, Result, Storage, ZeroMode};
+use block::{Error, ErrorKind, HostExtent, Result, Storage, ZeroMode};
+
+use super::Gzip;
 
 /// Some consecutive bytes of a storage, read-only.
 #[derive(Debug)]
 pub struct Window {
     storage: Arc<dyn Storage>,
+    /// The same storage, if nobody knows where it ends before it has been inflated.
+    gzip: Option<Arc<Gzip>>,
     offset: u64,
     len: u64,
     name: String,
@@ -18,7 +22,29 @@ impl Window {
     /// The `len` bytes of `storage` at `offset`, which have to be there, called `name` within it.
     pub fn new(storage: Arc<dyn Storage>, offset: u64, len: u64, name: &str) -> Self {
         let name = format!("{}:{name}", storage.name());
-        Self { storage, offset, len, name }
+        Self { storage, gzip: None, offset, len, name }
+    }
+
+    /// The same of what a gzip stream inflates to. If that turns out to end before the window does, reading what is
+    /// missing fails.
+    pub fn of_gzip(gzip: Arc<Gzip>, offset: u64, len: u64, name: &str) -> Self {
+        let storage: Arc<dyn Storage> = Arc::clone(&gzip) as _;
+        Self { gzip: Some(gzip), ..Self::new(storage, offset, len, name) }
+    }
+
+    /// Reads bytes of the window.
+    fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let Some(gzip) = &self.gzip else { return self.storage.read_at(buf, offset) };
+        let found = gzip.read(buf, offset)?;
+        if found < buf.len() {
+            let message = format!(
+                "'{}' goes past the end of the archive (which inflates to {:#x} bytes)",
+                self.name,
+                gzip.len()?
+            );
+            return Err(Error::new(ErrorKind::Truncated, message));
+        }
+        Ok(())
     }
 }
 
@@ -35,7 +61,7 @@ impl Storage for Window {
         let there = to_usize(self.len.saturating_sub(offset).min(buf.len() as u64));
         let (head, tail) = buf.split_at_mut(there);
         tail.fill(0);
-        if head.is_empty() { Ok(()) } else { self.storage.read_at(head, self.offset + offset) }
+        if head.is_empty() { Ok(()) } else { self.read(head, self.offset + offset) }
     }
 
     fn write_at(&self, _buf: &[u8], _offset: u64) -> Result<()> {
