@@ -425,6 +425,45 @@ fn missing_tables_are_made() {
     assert_eq!(shown[to_usize(SIZE) - 3000..], [9; 3000]);
 }
 
+/// Grains smaller than tables, no tables, and grains that are given back: tables go where nothing else is.
+#[test]
+fn tables_are_made_among_small_grains_that_come_and_go() {
+    for (grain, gtes, parent) in [(1, 256, false), (1, 512, true), (4, 16, false), (2, 256, true)] {
+        let mut image = created(SIZE, false, parent);
+        let mut header = Header::parse(&image).unwrap();
+        (header.grain, header.gtes_per_gt) = (grain, gtes);
+        header.rgd_offset = 21;
+        header.gd_offset = header.rgd_offset + header.gd_sectors();
+        header.overhead = (header.gd_offset + header.gd_sectors()).next_multiple_of(8);
+        image.resize(to_usize(header.overhead * SECTOR), 0);
+        image[21 * 512..].fill(0);
+        image[..512].copy_from_slice(&header.encode());
+        let storage = memory(image);
+        let disk = open(Arc::clone(&storage), true, parent).unwrap();
+        let (mut random, mut model) = (Random::new(grain), model(parent));
+        for step in 0..800 {
+            // Further and further on: grains are given back before the last tables are made.
+            let end = SIZE / 512 * (step + 1) / 800 + 1;
+            let offset = random.below(end).min(SIZE / 512 - 1) * 512;
+            let len = ((1 + random.below(9)) * 512).min(SIZE - offset);
+            let op = match step % 4 {
+                // Over the end of the parent, where there is no table yet.
+                _ if step == 9 => Op::Zero { offset: SIZE / 4, len: SIZE / 2, mode: ZeroMode::UNMAP },
+                0 | 1 => Op::Write { offset, len, seed: step },
+                2 => Op::Zero { offset, len, mode: ZeroMode::UNMAP },
+                _ => Op::Flush,
+            };
+            op.run(&*disk).unwrap();
+            model.apply(&op);
+        }
+        assert_eq!(model.compare(&*disk), Ok(()), "grain {grain}");
+        disk.close().unwrap();
+        drop(disk);
+        assert_clean(&storage);
+        assert_eq!(model.compare(&*open(storage, false, parent).unwrap()), Ok(()), "grain {grain}");
+    }
+}
+
 #[test]
 fn a_disk_of_60_tib_opens_at_once_and_its_hole_is_one_step() {
     let dir = tempfile::tempdir().unwrap();

@@ -170,6 +170,11 @@ impl Hosted {
         if let Some(offset) = meta.free.pop() {
             return Ok(Place { offset, grains: 1 });
         }
+        self.take_new(meta, wanted)
+    }
+
+    /// The same at the end of the file.
+    fn take_new(&self, meta: &mut Meta, wanted: u64) -> Result<Place> {
         let size = self.grain_bytes();
         let end = wanted.checked_mul(size).and_then(|len| len.checked_add(meta.next));
         if end.is_none_or(|end| end > MAX_END) {
@@ -198,17 +203,27 @@ impl Hosted {
                     continue;
                 }
                 let Some(directory) = self.tables.directory(*copy) else { continue };
-                let len = self.tables.header.gt_sectors() * SECTOR;
-                let place = self.take(meta, len.div_ceil(self.grain_bytes()).max(1))?;
-                self.storage_ref().zero_range(
-                    place.offset,
-                    place.grains * self.grain_bytes(),
-                    ZeroMode::UNMAP,
-                )?;
-                self.set_entry(meta, directory + index * 4, place.offset)?;
+                let place = self.take_table(meta)?;
+                self.set_entry(meta, directory + index * 4, place)?;
             }
         }
         Ok(())
+    }
+
+    /// A place for an empty table.
+    fn take_table(&self, meta: &mut Meta) -> Result<u64> {
+        let len = self.tables.header.gt_sectors() * SECTOR;
+        // Grains that are given out again do not follow each other: a table that needs more than one is new space.
+        let grains = len.div_ceil(self.grain_bytes());
+        let place = if grains > 1 { self.take_new(meta, grains)? } else { self.take(meta, 1)? };
+        self.storage_ref().zero_range(place.offset, place.grains * self.grain_bytes(), ZeroMode::UNMAP)?;
+        // The pages that it lies on may have been read for the sake of a neighbour, with what was here before.
+        for at in (place.offset..place.offset + len).step_by(4) {
+            let page = self.tables.pages.hold(at)?;
+            page.set(at, 0);
+            meta.dirty.insert(page.offset, page);
+        }
+        Ok(place.offset)
     }
 
     /// The copies of the tables that are kept.
@@ -385,6 +400,9 @@ impl Hosted {
         mode: ZeroMode,
     ) -> Result<()> {
         let start = grain * self.grain_bytes();
+        if place.is_none() && !self.below.covers(start + within) {
+            return Ok(()); // Zeros already: the parent ends before.
+        }
         let whole = within == 0 && (len == self.grain_bytes() || start + len == self.len);
         let has_zero_grains = self.tables.header.has(flags::ZERO_GRAINS);
         let may_unlink = place.is_none() || mode.may_unmap;
