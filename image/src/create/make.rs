@@ -140,20 +140,16 @@ impl Made {
     /// # Errors
     /// The host's, or somebody else is writing to it.
     pub(crate) fn file(&mut self, path: &Path, cache: CacheMode) -> Result<Arc<HostFile>> {
-        // A new file that is only flushed once need not go around the page cache to be created.
-        let cache = if cache.direct() { CacheMode::Writeback } else { cache };
-        let existing = HostFile::open(path, &FileOptions { cache, ..FileOptions::read_write() });
-        let file = match existing {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let options = FileOptions { cache, ..FileOptions::creating(CreateMode::New) };
-                could_not_create(path, HostFile::open(path, &options))?
+        let file = match existing(path, cache)? {
+            Some(file) => file,
+            None => {
+                let options =
+                    FileOptions { cache: buffered(cache), ..FileOptions::creating(CreateMode::New) };
+                let file = could_not_create(path, HostFile::open(path, &options))?;
+                lock_for_making(&file)?;
+                file
             }
-            existing => could_not_create(path, existing)?,
         };
-        // Before anything is lost: nobody else may be writing. (qemu-img empties a raw disk that a guest is
-        // using, and removes it when it then fails to lock it for qcow2.)
-        let shared = Permissions::ALL.without(Permissions::WRITE | Permissions::RESIZE);
-        file.lock(Permissions::WRITE | Permissions::RESIZE, shared)?;
         if !file.fixed_len() {
             self.paths.push(path.to_owned());
             file.set_len(0)?;
@@ -161,10 +157,42 @@ impl Made {
         Ok(Arc::new(file))
     }
 
+    /// Makes sure that each of the files that is there already can be emptied, before the first of them is: none of an
+    /// image in several files is lost because another of them is in use.
+    ///
+    /// # Errors
+    /// As [`file`](Self::file).
+    pub(crate) fn check_all(paths: &[PathBuf], cache: CacheMode) -> Result<()> {
+        paths.iter().try_for_each(|path| existing(path, cache).map(drop))
+    }
+
     /// Leaves the files where they are.
     fn keep(mut self) -> Vec<PathBuf> {
         std::mem::take(&mut self.paths)
     }
+}
+
+/// A new file that is only flushed once need not go around the page cache to be created.
+fn buffered(cache: CacheMode) -> CacheMode {
+    if cache.direct() { CacheMode::Writeback } else { cache }
+}
+
+/// The file that is there already, locked; nothing of it is lost yet.
+fn existing(path: &Path, cache: CacheMode) -> Result<Option<HostFile>> {
+    let options = FileOptions { cache: buffered(cache), ..FileOptions::read_write() };
+    let file = match HostFile::open(path, &options) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        opened => could_not_create(path, opened)?,
+    };
+    lock_for_making(&file)?;
+    Ok(Some(file))
+}
+
+/// Before anything is lost: nobody else may be writing. (qemu-img empties a raw disk that a guest is using, and removes
+/// it when it then fails to lock it for qcow2.)
+fn lock_for_making(file: &HostFile) -> Result<()> {
+    let shared = Permissions::ALL.without(Permissions::WRITE | Permissions::RESIZE);
+    file.lock(Permissions::WRITE | Permissions::RESIZE, shared)
 }
 
 impl Drop for Made {

@@ -99,6 +99,27 @@ fn an_image_in_use_is_not_overwritten() {
 }
 
 #[test]
+fn no_file_of_a_disk_is_lost_because_another_one_is_in_use() {
+    let directory = Directory::new();
+    let split = ("subformat", "twoGbMaxExtentSparse");
+    let request =
+        CreateRequest { size: Some(5 << 30), ..directory.request("x.vmdk", Format::Vmdk, &[split]) };
+    create(&request).unwrap();
+    let names = ["x.vmdk", "x-s001.vmdk", "x-s002.vmdk", "x-s003.vmdk"];
+    std::fs::write(directory.path("x-s001.vmdk"), "precious").unwrap();
+    let contents = || names.map(|name| std::fs::read(directory.path(name)).unwrap());
+    let before = contents();
+    for name in ["x-s003.vmdk", "x.vmdk"] {
+        let spec = Spec::from_filename(&directory.path(name)).unwrap();
+        let options = OpenOptions { writable: true, format: Some(Format::Raw), ..OpenOptions::default() };
+        let _in_use = crate::open::open(&spec, &options).unwrap();
+        assert_eq!(create(&request).unwrap_err().kind(), block::ErrorKind::Locked);
+        assert!(contents() == before, "{name}");
+    }
+    create(&request).unwrap();
+}
+
+#[test]
 fn a_data_file_is_made_with_the_image() {
     let directory = Directory::new();
     let data = directory.path("data");

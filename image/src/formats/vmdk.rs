@@ -236,6 +236,9 @@ impl Make for Plan {
             let storage: Arc<dyn Storage> = made.file(place.path, place.cache)?;
             return create.make_one_file(&storage, &descriptor);
         }
+        let mut all = self.others(place.named);
+        all.push(place.path.to_owned());
+        Made::check_all(&all, place.cache)?;
         // The descriptor comes last: what it names is there.
         for extent in create.extents(name) {
             let file = made.file(&beside(place.named, &extent.file), place.cache)?;
