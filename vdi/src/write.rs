@@ -116,7 +116,12 @@ impl Vdi {
             let junk = (junk_end - host).min(self.map.block_size);
             self.storage.zero_range(host, junk, ZeroMode::UNMAP)?;
         }
-        self.put(host + start, piece.len(), payload)?;
+        if let Err(error) = self.put(host + start, piece.len(), payload) {
+            // Parts of it may be there, which whoever gets the place next must not take for zeros.
+            let mut alloc = self.alloc()?.lock();
+            alloc.junk_end = alloc.junk_end.max(host + self.map.block_size);
+            return Err(error);
+        }
         Ok(number)
     }
 

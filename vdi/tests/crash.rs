@@ -125,3 +125,24 @@ fn a_host_that_fails_leaves_an_image_that_can_be_used() {
         assert!(shown == model, "fault {n}");
     }
 }
+
+/// A write that failed and left half of itself behind, zeros that are the answer to it, and a later write to the same
+/// block: of the first one nothing comes to light.
+#[test]
+fn what_a_failed_write_left_behind_is_never_seen() {
+    let inner = Arc::new(MemStorage::from_bytes(common::forge(SIZE, 8192, false)));
+    let storage = Arc::new(FaultStorage::new(inner as _));
+    let image = common::open(&(Arc::clone(&storage) as _), None, true).unwrap();
+    // Every operation of the write in turn: the one that writes its data, too.
+    for n in 0..8u64 {
+        let block = n * 8192;
+        storage.fail(Fault::nth(n, Errno::EIO).on_changes().torn());
+        let _ = image.write_at(&[7; 4096], block);
+        storage.heal();
+        image.write_zeroes_at(block, 4096, block::ZeroMode::UNMAP).unwrap();
+        image.write_at(&[1; 512], block + 4096).unwrap();
+        let mut shown = [9; 4096];
+        image.read_at(&mut shown, block).unwrap();
+        assert!(shown == [0; 4096], "fault {n}");
+    }
+}

@@ -93,7 +93,10 @@ impl Disk {
             Some(bitmap) => bitmap,
             None => self.new_block(piece.index)?,
         };
-        self.fill(bitmap, piece.index, range, payload)?;
+        if let Err(error) = self.fill(bitmap, piece.index, range, payload) {
+            self.spoil(piece.index)?;
+            return Err(error);
+        }
         if there.is_none() {
             self.table.set(&*self.storage, piece.index, bitmap)?;
             self.unreserve(piece.index)?;
@@ -195,6 +198,14 @@ impl Disk {
         alloc.settle_footer(&*self.storage, &self.footer_bytes)?;
         self.limit.store(alloc.limit(), Ordering::Release);
         Ok(place)
+    }
+
+    /// What is in the place of a block may be anything: parts of what could not be written.
+    fn spoil(&self, index: u64) -> Result<()> {
+        if let Some(place) = self.alloc()?.lock().reserved.get_mut(&index) {
+            place.junk_end = u64::MAX;
+        }
+        Ok(())
     }
 
     /// The table refers to the block now.
