@@ -20,6 +20,7 @@ use crate::device::{Place, Vhdx};
 use crate::journal::Journal;
 use crate::locator::Locator;
 use crate::log::{SECTOR, SECTOR_LEN};
+use crate::region::Region;
 use crate::source::Source;
 use crate::{Guid, MIB};
 
@@ -58,6 +59,10 @@ impl Writer {
         let len = image.file_len.load(Ordering::Acquire);
         // Behind the end of a file there are zeros; a block device ends where it ends.
         let end = if source.file.fixed_len() { image.used_end()? } else { len };
+        // Regions may have been named that the file does not reach to yet.
+        let unknown = source.regions.unknown.iter();
+        let regions = image.structures().iter().map(|(_, region)| region).chain(unknown);
+        let end = regions.map(Region::end).fold(end, u64::max);
         let end = align_up(end, MIB).ok_or_else(no_space)?;
         let space = Mutex::new(Space { end, reserved: HashMap::new() });
         Ok(Self { journal, stripes: Stripes::new(), space })
@@ -353,5 +358,36 @@ impl Vhdx {
             self.storage.sync()?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use block::BlockDevice as _;
+    use block::mem::MemStorage;
+
+    use super::*;
+    use crate::create::{CreateOptions, create};
+    use crate::device::OpenOptions;
+    use crate::header::Headers;
+
+    /// A log for which the file has not grown yet is no place for a block.
+    #[test]
+    fn blocks_keep_clear_of_a_log_behind_the_end_of_the_file() {
+        let storage: Arc<dyn Storage> = Arc::new(MemStorage::new());
+        create(&*storage, &CreateOptions { block_size: Some(MIB), ..CreateOptions::new(4 << 20) }).unwrap();
+        let end = storage.len().unwrap();
+        let mut headers = Headers::read(&*storage).unwrap();
+        headers.replace(&*storage, |header| header.log_offset = end + MIB).unwrap();
+        let options = OpenOptions { writable: true, parent: None };
+        let image = Vhdx::open(Source::read(&storage).unwrap(), options).unwrap();
+        image.write_at(&[7; 4 << 20], 0).unwrap();
+        image.close().unwrap();
+        let mut bytes = vec![0; 4 << 20];
+        image.read_at(&mut bytes, 0).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 7));
+        assert!(crate::check::check(&storage, block::image::Repair::None).unwrap().is_clean());
     }
 }
