@@ -353,3 +353,20 @@ fn a_wrong_checksum_stays_wrong_however_often_it_is_read() {
     gzip.read_at(&mut [0; 1], 599_999).unwrap_err();
     gzip.read_at(&mut [0; 1], 599_999).unwrap_err();
 }
+
+/// Sixteen readers with two MiB each, as in a conversion, the last one first.
+#[test]
+fn readers_side_by_side_inflate_nothing_twice() {
+    const ITEM: usize = 2 << 20;
+    let data = text(16 * ITEM, 8);
+    let gzip = Gzip::new(storage(gzipped(&data))).unwrap();
+    for step in (0..ITEM).step_by(64 << 10) {
+        for reader in (0..16).rev() {
+            let at = reader * ITEM + step;
+            let mut buf = vec![0; 64 << 10];
+            gzip.read_at(&mut buf, at as u64).unwrap();
+            assert!(buf == data[at..][..64 << 10]);
+        }
+    }
+    assert_eq!(gzip.replays(), 0);
+}
