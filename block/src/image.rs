@@ -166,6 +166,12 @@ pub trait Image: BlockDevice {
         None
     }
 
+    /// The name of the file that the data at byte `offset` of the disk lies in, if the image names several for its data.
+    fn file_at(&self, offset: u64) -> Option<String> {
+        let _ = offset;
+        None
+    }
+
     /// Whether the image has an external data file, and its storage.
     fn external_data_file(&self) -> Option<&Arc<dyn Storage>> {
         None

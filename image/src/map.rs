@@ -104,7 +104,7 @@ pub fn walk<E: From<Error>>(
     let end = window.start.saturating_add(window.max_len.unwrap_or(u64::MAX));
     let mut pending: Option<Entry> = None;
     let mut add = |entry: Entry| match &mut pending {
-        Some(last) if last.continued_by(&entry) => {
+        Some(last) if last.continued_by(&entry) && own_file(layer, last) == own_file(layer, &entry) => {
             last.len += entry.len;
             Ok(())
         }
@@ -200,7 +200,8 @@ pub fn write_text<E: From<Error>>(
         }
         let file =
             usize::try_from(entry.depth).ok().and_then(|depth| files.get(depth)).and_then(Option::as_ref);
-        let (Some(offset), Some(file)) = (entry.offset, file) else {
+        let own = own_file(layer, &entry);
+        let (Some(offset), Some(file)) = (entry.offset, own.as_ref().or(file)) else {
             return Err(no_place().into());
         };
         if !entry.zero {
@@ -213,6 +214,12 @@ pub fn write_text<E: From<Error>>(
 fn no_place() -> Error {
     Error::unsupported("File contains external, encrypted or compressed clusters.")
         .hint("--output=json shows those, too")
+}
+
+/// The file in which an entry lies, of an image whose data is spread over several.
+fn own_file(layer: &Layer, entry: &Entry) -> Option<String> {
+    let depth = usize::try_from(entry.depth).ok()?;
+    layer.chain().nth(depth)?.image.file_at(entry.start)
 }
 
 /// The file in which the data of a layer lies.

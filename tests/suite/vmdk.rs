@@ -77,6 +77,7 @@ fn info_map_check_and_compare_are_qemus() {
             dir.same_json(&format!("info --output=json {name}"));
             dir.same(&format!("info {name}"));
             dir.same_json(&format!("map --output=json {name}"));
+            dir.same_outcome(&format!("map {name}"));
             dir.same(&format!("check {name}"));
             dir.same_json(&format!("check --output=json {name}"));
             dir.same_outcome(&format!("resize {name} +1M"));

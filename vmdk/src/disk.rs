@@ -424,6 +424,11 @@ impl Image for Vmdk {
         Some(&self.storage)
     }
 
+    fn file_at(&self, offset: u64) -> Option<String> {
+        let part = self.parts.get(self.part_at(offset)).filter(|_| !self.layout.stands_alone)?;
+        part.extent.storage().map(|storage| storage.name())
+    }
+
     fn into_device(self: Arc<Self>) -> Arc<dyn BlockDevice> {
         self
     }
