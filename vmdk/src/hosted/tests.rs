@@ -464,6 +464,51 @@ fn tables_are_made_among_small_grains_that_come_and_go() {
     }
 }
 
+/// Threads that share every grain, with sectors of their own in each, a parent below, and flushes all the time.
+#[test]
+fn threads_do_not_get_in_each_others_way() {
+    const THREADS: u64 = 4;
+    for (zero_grains, parent) in [(false, true), (true, true), (true, false)] {
+        let storage = memory(small(SIZE, zero_grains, parent));
+        let disk = open(Arc::clone(&storage), true, parent).unwrap();
+        let disk = &*disk;
+        let worker = |thread: u64| {
+            let mut random = Random::new(thread + 1);
+            let mut own = HashMap::new();
+            for step in 0..1500_u64 {
+                let sector = random.below(SIZE / 512 / THREADS) * THREADS + thread;
+                let byte = step.to_le_bytes()[0];
+                match step % 8 {
+                    0..4 => disk.write_at(&[byte; 512], sector * 512).unwrap(),
+                    4 | 5 => disk.write_zeroes_at(sector * 512, 512, ZeroMode::UNMAP).unwrap(),
+                    6 => disk.reserve(sector * 512, 512).unwrap(),
+                    _ => disk.flush().unwrap(),
+                }
+                if step % 8 < 6 {
+                    own.insert(sector, if step % 8 < 4 { byte } else { 0 });
+                }
+                let (sector, wanted) = own.iter().nth(to_usize(step / 16).min(own.len() - 1)).unwrap();
+                let mut bytes = [0xee; 512];
+                disk.read_at(&mut bytes, sector * 512).unwrap();
+                assert_eq!(bytes, [*wanted; 512], "sector {sector}");
+            }
+            own
+        };
+        let written: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || worker(thread))).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        disk.close().unwrap();
+        let mut bytes = model(parent).bytes().to_vec();
+        for (sector, byte) in written {
+            bytes[to_usize(sector * 512)..][..512].fill(byte);
+        }
+        assert_clean(&storage);
+        let disk = open(Arc::clone(&storage), false, parent).unwrap();
+        assert_eq!(Model::from_bytes(bytes).compare(&*disk), Ok(()));
+    }
+}
+
 #[test]
 fn a_disk_of_60_tib_opens_at_once_and_its_hole_is_one_step() {
     let dir = tempfile::tempdir().unwrap();
