@@ -146,3 +146,55 @@ fn what_a_failed_write_left_behind_is_never_seen() {
         assert!(shown == [0; 4096], "fault {n}");
     }
 }
+
+/// Several threads write, each to sectors of its own in everybody's blocks, and one of them flushes. After a loss of
+/// power every sector has what it had when a flush began that was promised, or something newer.
+#[test]
+fn what_was_flushed_survives_beside_other_threads() {
+    use std::sync::atomic::{AtomicU8, Ordering};
+    for child in [false, true] {
+        const COUNT: usize = 128;
+        let place = |sector: usize| sector as u64 * 512;
+        let parent = || child.then(|| common::disk(vec![0; 64 << 10]));
+        let storage = Arc::new(CrashStorage::new(common::forge(SIZE, 4096, child)));
+        let image = common::open(&(Arc::clone(&storage) as _), parent(), true).unwrap();
+        let done: Vec<AtomicU8> = (0..COUNT).map(|_| AtomicU8::new(0)).collect();
+        let promised = std::sync::Mutex::new(vec![vec![0u8; COUNT]]);
+        std::thread::scope(|scope| {
+            for thread in 0..4usize {
+                let (image, done, promised, storage) = (&image, &done, &promised, &storage);
+                scope.spawn(move || {
+                    let mut random = Random::new(thread as u64);
+                    for turn in 1..=60u8 {
+                        let sector = usize::try_from(random.below(COUNT as u64 / 4)).unwrap() * 4 + thread;
+                        image.write_at(&[turn; 512], place(sector)).unwrap();
+                        done[sector].store(turn, Ordering::SeqCst);
+                        if turn % 10 == 0 && thread < 2 {
+                            let seen = done.iter().map(|byte| byte.load(Ordering::SeqCst)).collect();
+                            image.flush().unwrap();
+                            let mut promised = promised.lock().unwrap();
+                            storage.mark(promised.len() as u64);
+                            promised.push(seen);
+                        }
+                    }
+                });
+            }
+        });
+        let promised = promised.into_inner().unwrap();
+        for crashed in storage.images(250, 3) {
+            let (marks, description) = (crashed.marks.clone(), crashed.description.clone());
+            let file: Arc<dyn Storage> = crashed.storage;
+            let image = common::open(&file, parent(), marks.len() % 2 == 0).unwrap();
+            for sector in 0..COUNT {
+                let least = marks.iter().map(|mark| promised[usize::try_from(*mark).unwrap()][sector]).max();
+                let mut shown = [0; 512];
+                image.read_at(&mut shown, place(sector)).unwrap();
+                let all = least.unwrap_or(0)..=done[sector].load(Ordering::SeqCst);
+                assert!(
+                    shown.iter().all(|byte| all.contains(byte)),
+                    "{description}: {sector}: {all:?} {shown:?}"
+                );
+            }
+        }
+    }
+}

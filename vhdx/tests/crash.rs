@@ -219,3 +219,57 @@ fn a_failing_host_costs_what_was_not_flushed_and_nothing_else() {
         }
     }
 }
+
+/// Several threads write, each to sectors of its own in everybody's blocks, and one of them flushes. After a loss of
+/// power every sector has what it had when a flush began that was promised, or something newer.
+#[test]
+fn what_was_flushed_survives_beside_other_threads() {
+    use std::sync::atomic::{AtomicU8, Ordering};
+    for child in [false, true] {
+        const COUNT: usize = 24;
+        let place = |sector: usize| sector as u64 % 8 * 512 + sector as u64 / 8 % 3 * (1 << 20);
+        let shape = &shapes()[usize::from(child)];
+        let (made, parent, _) = shape.make();
+        let storage = Arc::new(CrashStorage::new(bytes_of(&*made)));
+        let file: Arc<dyn Storage> = Arc::clone(&storage) as _;
+        let image = open(&file, true, parent.as_ref());
+        let done: Vec<AtomicU8> = (0..COUNT).map(|_| AtomicU8::new(0)).collect();
+        let promised = std::sync::Mutex::new(vec![vec![0u8; COUNT]]);
+        std::thread::scope(|scope| {
+            for thread in 0..4usize {
+                let (image, done, promised, storage) = (&image, &done, &promised, &storage);
+                scope.spawn(move || {
+                    let mut random = Random::new(thread as u64);
+                    for turn in 1..=60u8 {
+                        let sector = usize::try_from(random.below(COUNT as u64 / 4)).unwrap() * 4 + thread;
+                        image.write_at(&[turn; 512], place(sector)).unwrap();
+                        done[sector].store(turn, Ordering::SeqCst);
+                        if turn % 10 == 0 && thread < 2 {
+                            let seen = done.iter().map(|byte| byte.load(Ordering::SeqCst)).collect();
+                            image.flush().unwrap();
+                            let mut promised = promised.lock().unwrap();
+                            storage.mark(promised.len() as u64);
+                            promised.push(seen);
+                        }
+                    }
+                });
+            }
+        });
+        let promised = promised.into_inner().unwrap();
+        for crashed in storage.images(40, 3) {
+            let (marks, description) = (crashed.marks.clone(), crashed.description.clone());
+            let file: Arc<dyn Storage> = crashed.storage;
+            let image = open(&file, marks.len() % 2 == 0, parent.as_ref());
+            for sector in 0..COUNT {
+                let least = marks.iter().map(|mark| promised[usize::try_from(*mark).unwrap()][sector]).max();
+                let mut shown = [0; 512];
+                image.read_at(&mut shown, place(sector)).unwrap();
+                let all = least.unwrap_or(0)..=done[sector].load(Ordering::SeqCst);
+                assert!(
+                    shown.iter().all(|byte| all.contains(byte)),
+                    "{description}: {sector}: {all:?} {shown:?}"
+                );
+            }
+        }
+    }
+}
