@@ -38,8 +38,6 @@ const MAX_DIRECTORY: u64 = 4 << 20;
 pub(crate) struct Appender {
     storage: Arc<dyn Storage>,
     header: Header,
-    /// The file was complete when it was opened.
-    resumed: bool,
     state: Mutex<State>,
 }
 
@@ -53,6 +51,8 @@ struct State {
     directory: Vec<u32>,
     /// The table of the grains that were appended last.
     open: Option<Open>,
+    /// Where the file was complete last, if it has been since it was opened.
+    complete: Option<Start>,
     /// There is no tail in the file.
     changed: bool,
     /// Something could not be written: what is in the file is not known any more.
@@ -73,7 +73,7 @@ impl Open {
 }
 
 /// Where an appender goes on.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Start {
     /// The sector behind the last grain or table.
     pub(crate) next: u64,
@@ -121,18 +121,11 @@ pub(crate) fn head(header: &Header, descriptor: &[u8]) -> Vec<u8> {
 }
 
 impl Appender {
-    /// Appends to `storage`, whose header is `header`.
+    /// Appends to `storage`, whose header is `header`. `resumed`: the file is complete.
     pub(crate) fn new(storage: Arc<dyn Storage>, header: Header, start: Start, resumed: bool) -> Self {
-        let open = start.last.map(|(index, entries)| Open { index, entries });
-        let state = State {
-            next: start.next,
-            next_grain: start.next_grain,
-            directory: start.directory,
-            open,
-            changed: !resumed,
-            failed: false,
-        };
-        Self { storage, header, resumed, state: Mutex::new(state) }
+        let complete = resumed.then(|| start.clone());
+        let state = State { complete, changed: !resumed, ..State::at(start) };
+        Self { storage, header, state: Mutex::new(state) }
     }
 
     /// The table entry of a grain, where the appender knows it, or that there is none.
@@ -155,10 +148,10 @@ impl Appender {
 
     /// Cuts off the tail, for good, so that nothing of it can be taken for a part of what follows.
     fn cut_tail(&self, state: &mut State) -> Result<()> {
-        self.storage.set_len(state.next * SECTOR)?;
-        self.storage.sync()?;
         state.changed = true;
-        Ok(())
+        let cut = self.storage.set_len(state.next * SECTOR).and_then(|()| self.storage.sync());
+        state.failed = cut.is_err();
+        cut
     }
 
     /// Appends grains, given as number and compressed bytes, in ascending order.
@@ -214,6 +207,9 @@ impl Appender {
         let written = self.write_tail(state.next * SECTOR, &tables, &end);
         state.failed = written.is_err();
         state.changed = state.failed;
+        if written.is_ok() && state.complete.is_some() {
+            state.complete = Some(state.start());
+        }
         written
     }
 
@@ -226,17 +222,48 @@ impl Appender {
     }
 }
 
-/// Whoever gives up half-way leaves a file as complete as it was.
+/// Whoever gives up half-way leaves a file as complete as it was: with what has been appended, or if that could not be
+/// written, without it.
 impl Drop for Appender {
     fn drop(&mut self) {
-        if self.resumed && self.state.get_mut().changed {
-            // There is an error on its way to the user already.
-            let _ = self.complete();
+        let state = self.state.get_mut();
+        let Some(complete) = state.complete.take().filter(|_| state.changed) else { return };
+        if state.failed {
+            let back = State::at(complete);
+            if self.storage.set_len(back.next * SECTOR).is_err() {
+                return;
+            }
+            *state = back;
         }
+        // There is an error on its way to the user already.
+        let _ = self.complete();
     }
 }
 
 impl State {
+    /// At a place behind which there is nothing.
+    fn at(start: Start) -> Self {
+        Self {
+            next: start.next,
+            next_grain: start.next_grain,
+            directory: start.directory,
+            open: start.last.map(|(index, entries)| Open { index, entries }),
+            complete: None,
+            changed: true,
+            failed: false,
+        }
+    }
+
+    /// Where it is.
+    fn start(&self) -> Start {
+        Start {
+            next: self.next,
+            next_grain: self.next_grain,
+            directory: self.directory.clone(),
+            last: self.open.as_ref().map(|open| (open.index, open.entries.clone())),
+        }
+    }
+
     fn check(&self) -> Result<()> {
         match self.failed {
             true => Err(Error::new(ErrorKind::Io, "an earlier write to the stream failed")),

@@ -464,6 +464,29 @@ fn a_write_that_fails_is_never_followed_by_an_end() {
 }
 
 #[test]
+fn what_cannot_be_appended_takes_nothing_with_it() {
+    use block::testing::{Fault, FaultStorage, Operation};
+    for operation in [Operation::Write, Operation::SetLen, Operation::Sync] {
+        let (storage, stream) = create(1 << 16);
+        stream.write(&noise(1, GRAIN), 0).unwrap();
+        stream.flush().unwrap();
+        drop(stream);
+        let faulty = Arc::new(FaultStorage::new(Arc::clone(&storage) as _));
+        let header = Header::read(&*storage, 0).unwrap();
+        let stream = Stream::open(Arc::clone(&faulty) as _, header, true, None).unwrap();
+        stream.write(&noise(2, GRAIN), GRAIN as u64).unwrap();
+        stream.flush().unwrap();
+        faulty.fail(Fault::nth(0, nix::errno::Errno::ENOSPC).on(&[operation]).torn());
+        stream.write(&noise(3, GRAIN), 2 * GRAIN as u64).unwrap_err();
+        drop(stream);
+        let stream = reopen(&storage, false).unwrap();
+        assert!(read(&stream, 0, GRAIN).unwrap() == noise(1, GRAIN), "{operation:?}");
+        assert!(read(&stream, GRAIN as u64, GRAIN).unwrap() == noise(2, GRAIN), "{operation:?}");
+        assert!(read(&stream, 2 * GRAIN as u64, GRAIN).unwrap() == vec![0; GRAIN], "{operation:?}");
+    }
+}
+
+#[test]
 fn giving_up_leaves_what_was_complete_complete() {
     let (storage, stream) = create(1 << 16);
     stream.write(&noise(1, GRAIN), 0).unwrap();
