@@ -140,6 +140,10 @@ impl Header {
         if self.compression > 1 {
             return Err(Error::unsupported(format!("Unsupported compression {}", self.compression)));
         }
+        if self.compression == 0 && self.flags & (flags::COMPRESSED | flags::MARKERS) != 0 {
+            let text = "the header says that grains are compressed (or have markers), but not how";
+            return Err(Error::unsupported(text));
+        }
         if self.gtes_per_gt > MAX_GTES {
             return Err(Error::invalid("L2 table size too big"));
         }
@@ -277,6 +281,8 @@ pub(crate) mod tests {
         refused(|h| h.capacity = u64::MAX);
         refused(|h| h.newlines = *b"\n \n\n");
         refused(|h| h.compression = 2);
+        refused(|h| h.flags |= flags::COMPRESSED);
+        refused(|h| h.flags |= flags::MARKERS);
     }
 
     proptest! {
