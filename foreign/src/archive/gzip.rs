@@ -469,13 +469,18 @@ impl Input {
     }
 
     /// The place behind the next NUL.
-    fn behind_nul(&self, at: u64) -> Result<u64> {
-        let mut bytes = vec![0; to_usize(MOST_HEADER.min(self.len.saturating_sub(at)))];
-        self.storage.read_at(&mut bytes, at)?;
-        match bytes.iter().position(|byte| *byte == 0) {
-            Some(nul) => Ok(at + nul as u64 + 1),
-            None => Err(corrupt("has a header without end", at)),
+    fn behind_nul(&mut self, at: u64) -> Result<u64> {
+        let (mut from, end) = (at, at.saturating_add(MOST_HEADER));
+        while from < end {
+            let bytes = self.at(from)?;
+            let bytes = bytes.get(..to_usize(end - from)).unwrap_or(bytes);
+            match bytes.iter().position(|byte| *byte == 0) {
+                Some(nul) => return Ok(from + nul as u64 + 1),
+                None if bytes.is_empty() => break,
+                None => from += bytes.len() as u64,
+            }
         }
+        Err(corrupt("has a header without end", at))
     }
 }
 

@@ -370,3 +370,35 @@ fn readers_side_by_side_inflate_nothing_twice() {
     }
     assert_eq!(gzip.replays(), 0);
 }
+
+/// A member of a gzip stream that is called `name` and holds `data`.
+fn named(name: &[u8], data: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::GzBuilder::new().filename(name).write(vec![], flate2::Compression::fast());
+    encoder.write_all(data).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[test]
+fn names_of_gzip_members_cost_what_they_are_long() {
+    for len in [1, 4000, 65_535] {
+        let packed = [named(&vec![b'n'; len], b"one"), named(&vec![b'm'; 70_000 - len], b"two")].concat();
+        let two = Gzip::new(storage(packed)).unwrap();
+        let read = two.len();
+        assert_eq!(read.is_ok(), len >= 4500, "{len}: {read:?}");
+    }
+    let packed = named(b"n", b"").repeat(2000);
+    let len = packed.len() as u64;
+    let device = block::raw::Raw::open(storage(packed), block::raw::RawOptions::default()).unwrap();
+    let traced = Arc::new(block::testing::TraceDevice::new(Arc::new(device)));
+    let gzip = Gzip::new(Arc::new(block::adapter::DeviceStorage::new(Arc::clone(&traced) as _))).unwrap();
+    assert_eq!(gzip.len().unwrap(), 0);
+    let read: u64 = traced
+        .take()
+        .into_iter()
+        .map(|trace| match trace {
+            block::testing::Trace::Read { len, .. } => len,
+            _ => 0,
+        })
+        .sum();
+    assert!(read < 10 * len, "{read} bytes are read of {len}");
+}
