@@ -450,7 +450,19 @@ fn make(
     for existing in others.iter().filter_map(|path| Placement::existing_at(path)) {
         request.refuse_own_source(existing, &create.filename)?;
     }
-    let new: Vec<_> = others.into_iter().filter(|path| !path.exists()).collect();
+    // Extents get their names with the image; a data file is called what the command line says.
+    let extents = crate::formats::driver(create.format).is_some();
+    placement.overwrites_others(others.iter().filter(|path| extents && path.is_file()));
+    let partial = create.physical_path.is_some() && extents;
+    let prepared = if partial { prepared.with_partial_others() } else { prepared };
+    let mut new = vec![];
+    for path in others {
+        match partial {
+            true => placement.make_partial(path).context(converting)?,
+            false if !path.exists() => new.push(path),
+            false => {}
+        }
+    }
     let created = prepared.create().context(converting)?;
     created.warnings.iter().for_each(|warning| progress.warn(warning));
     new.into_iter().for_each(|path| placement.made(path));
@@ -458,10 +470,11 @@ fn make(
         .physical_path
         .as_ref()
         .map_or_else(|| create.filename.clone(), |path| path.display().to_string());
-    let target = open(
-        &target_spec(&name, create)?,
-        &request.target_options(Some(create.format), own_policy(create), &create.secrets),
-    )?;
+    let options = OpenOptions {
+        extents_partial: partial,
+        ..request.target_options(Some(create.format), own_policy(create), &create.secrets)
+    };
+    let target = open(&target_spec(&name, create)?, &options)?;
     tell(&target, progress);
     Ok(target)
 }

@@ -6,19 +6,21 @@
 
 pub(crate) mod make;
 
-use std::path::PathBuf;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::file::CacheMode;
 use block::{BlockDevice, Error, Result, ResultExt as _, Storage};
 
 use crate::format::Format;
-use crate::formats::Place;
+use crate::formats::{self, Place};
 use crate::open::{BackingMode, Layer, OpenOptions, resolve_name};
 use crate::options::Options;
-use crate::policy::Policy;
+use crate::policy::{Policy, Role};
 use crate::secret::Secrets;
 use crate::spec::{Node, Source, unknown_driver};
+use crate::target::Placement;
 
 /// What to create.
 #[derive(Debug, Clone)]
@@ -79,9 +81,13 @@ pub struct PreparedCreate {
     format: Format,
     options: Options,
     secrets: Secrets,
+    /// What the backing file and those behind it lie in, as far as they have been looked at.
+    backing_files: HashSet<(u64, u64)>,
     path: PathBuf,
     /// What the file will be called in the end.
     named: PathBuf,
+    /// Further files get temporary names, too.
+    others_partial: bool,
     cache: CacheMode,
 }
 
@@ -132,13 +138,49 @@ impl PreparedCreate {
         })
     }
 
+    /// No file of the backing chain is overwritten, and no extent that belongs to an image which is not overwritten.
+    fn refuse_to_overwrite(&self, others: &[PathBuf]) -> Result<()> {
+        for path in others.iter().chain([&self.named]) {
+            if Placement::existing_at(path).is_some_and(|file| self.backing_files.contains(&file)) {
+                let message =
+                    format!("'{}' would be overwritten: the backing file lies in it", path.display());
+                return Err(Error::usage(message).hint("give the new image another name"));
+            }
+        }
+        let taken = |path: &&PathBuf| std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0);
+        let extents = formats::driver(self.format).map_or(&[][..], |_| others);
+        match extents.iter().find(taken) {
+            Some(path) if !self.named.exists() => {
+                let message = format!(
+                    "'{}' would be overwritten, although there is no '{}' that it could belong to",
+                    path.display(),
+                    self.named.display()
+                );
+                Err(Error::usage(message).hint("remove that file, or give the new image another name"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Further files of the image itself (not a data file, which has a name of its own) are written under
+    /// [`partial_path`](crate::target::partial_path) of their names.
+    pub(crate) fn with_partial_others(self) -> Self {
+        Self { others_partial: true, ..self }
+    }
+
     /// Creates the image. On failure the files that were created are removed again.
     ///
     /// # Errors
     /// The host failed, the image is in use, or the format refuses the combination of options.
     pub fn create(self) -> Result<Created> {
         let plan = make::Plan::new(self.format, self.size, &self.options, &self.secrets)?;
-        let files = plan.carry_out(Place { path: &self.path, named: &self.named, cache: self.cache })?;
+        self.refuse_to_overwrite(&plan.others(&self.named))?;
+        let files = plan.carry_out(Place {
+            path: &self.path,
+            named: &self.named,
+            cache: self.cache,
+            others_partial: self.others_partial,
+        })?;
         Ok(Created { formatting_line: self.formatting_line, size: self.size, warnings: self.warnings, files })
     }
 }
@@ -149,7 +191,7 @@ impl PreparedCreate {
 /// In qemu's words, without the program name in front.
 pub fn prepare_create(request: &CreateRequest) -> Result<PreparedCreate> {
     if !request.format.can_create() {
-        return Err(crate::formats::cannot_create(request.format));
+        return Err(formats::cannot_create(request.format));
     }
     let path = target_path(&request.filename)?;
     let definitions = crate::options::of_target(request.format, &request.filename);
@@ -158,11 +200,13 @@ pub fn prepare_create(request: &CreateRequest) -> Result<PreparedCreate> {
     let given_size = given_size(request, &options)?;
     refuse_self_backing(&request.filename, &options)?;
     let mut warnings = vec![];
-    let backing_size = look_at_backing(request, &options, given_size, &mut warnings)?;
+    let backing = look_at_backing(request, &options, &mut warnings)?;
+    let backing_size = backing.as_ref().and_then(|layer| layer.image.size().checked_next_multiple_of(512));
     let size =
         given_size.or(backing_size).ok_or_else(|| Error::usage("Image creation needs a size parameter"))?;
     options.set("size", &size.to_string())?;
     Ok(PreparedCreate {
+        backing_files: backing_files(request, &options, backing.as_deref()),
         formatting_line: options.formatting_line(&request.filename, request.format),
         size,
         warnings,
@@ -171,6 +215,7 @@ pub fn prepare_create(request: &CreateRequest) -> Result<PreparedCreate> {
         secrets: request.secrets.clone(),
         path: request.physical_path.clone().unwrap_or_else(|| path.clone()),
         named: path,
+        others_partial: false,
         cache: request.cache,
     })
 }
@@ -238,9 +283,8 @@ fn refuse_self_backing(filename: &str, options: &Options) -> Result<()> {
 fn look_at_backing(
     request: &CreateRequest,
     options: &Options,
-    size: Option<u64>,
     warnings: &mut Vec<String>,
-) -> Result<Option<u64>> {
+) -> Result<Option<Arc<Layer>>> {
     let Some(name) = options.given("backing_file") else { return Ok(None) };
     let format = options.given("backing_fmt").filter(|name| !name.is_empty());
     let without_format = "Backing file specified without backing format";
@@ -257,7 +301,31 @@ fn look_at_backing(
         return Err(Error::usage(detected).hint(format!("if that is right, add -F {}", backing.format)));
     }
     warnings.extend(backing.warnings.iter().cloned());
-    Ok(size.or(backing.image.size().checked_next_multiple_of(512)))
+    warnings.extend(outside_the_folder(request, &backing));
+    Ok(Some(backing))
+}
+
+/// The files that a new image must not be written to, because its backing file lies in them.
+fn backing_files(request: &CreateRequest, options: &Options, backing: Option<&Layer>) -> HashSet<(u64, u64)> {
+    if let Some(backing) = backing {
+        return backing.files().map(|file| file.identity()).collect();
+    }
+    let Some(name) = options.given("backing_file") else { return HashSet::new() };
+    let target = Node::from_filename(&request.filename, &mut vec![]).ok();
+    let full = resolve_name(target.as_ref().and_then(Node::plain_path), name).ok();
+    full.and_then(|full| Placement::existing_at(Path::new(&full))).into_iter().collect()
+}
+
+/// What the user should know of a parent that the new image will not be allowed to lead to.
+fn outside_the_folder(request: &CreateRequest, backing: &Layer) -> Option<String> {
+    formats::driver(request.format)?;
+    let folder = crate::open::folder_of(&request.filename);
+    let path = backing.path()?;
+    Policy::trusting().check_confined(Role::BackingFile, folder, &path).err()?;
+    Some(format!(
+        "the backing file lies outside the image's folder; to read the image, add --allow {} then",
+        path.display()
+    ))
 }
 
 fn open_backing(request: &CreateRequest, name: &str, format: Option<&str>) -> Result<Arc<Layer>> {
@@ -292,7 +360,7 @@ pub(crate) fn does_not_accept(parameter: &str, value: &str) -> Error {
 }
 
 /// What `create` could not do with a file.
-fn could_not_create<T>(path: &std::path::Path, result: Result<T>) -> Result<T> {
+fn could_not_create<T>(path: &Path, result: Result<T>) -> Result<T> {
     result.context(|| format!("Could not create '{}'", path.display()))
 }
 

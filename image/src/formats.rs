@@ -247,4 +247,13 @@ pub(crate) struct Place<'a> {
     pub(crate) named: &'a Path,
     /// Cache mode of the files.
     pub(crate) cache: CacheMode,
+    /// Further files, too, get temporary names until the image is complete.
+    pub(crate) others_partial: bool,
+}
+
+impl Place<'_> {
+    /// Where to write a further file that will be called `named` in the end.
+    pub(crate) fn other(&self, named: &Path) -> PathBuf {
+        if self.others_partial { crate::target::partial_path(named) } else { named.to_owned() }
+    }
 }

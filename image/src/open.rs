@@ -25,7 +25,7 @@ use crate::secret::Secrets;
 use crate::spec::{Spec, could_not_open};
 
 pub(crate) use chain::{Opened, open_luks, open_own};
-pub(crate) use names::{backing_node, resolve_name};
+pub(crate) use names::{backing_node, folder_of, resolve_name};
 pub use pipe::open_pipe;
 pub(crate) use source::Purpose;
 
@@ -79,6 +79,8 @@ pub struct OpenOptions {
     /// Only the description is wanted: the data file is not opened, and an encrypted image needs no key.
     /// Reading guest data fails.
     pub metadata_only: bool,
+    /// The image is being made by a convert: its extents still have their temporary names.
+    pub extents_partial: bool,
     /// The structures will be examined, not relied upon: what only a check can bear is let pass.
     pub for_check: bool,
     /// How hard clusters that are written compressed are compressed.

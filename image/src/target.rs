@@ -32,6 +32,10 @@ pub struct Placement {
     _lock: Option<fs::File>,
     /// Further files that were made for the image.
     others: Vec<PathBuf>,
+    /// Further files that were there before.
+    existing_others: Vec<PathBuf>,
+    /// Further files that have a temporary name until the image is complete, and the names that they will have.
+    partial_others: Vec<(PathBuf, PathBuf)>,
     existed: Option<fs::Metadata>,
 }
 
@@ -54,7 +58,15 @@ impl Placement {
             None => take_partial_name(&path).map(|(partial, lock)| (Some(partial), Some(lock)))?,
             Some(_) => (None, None),
         };
-        Ok(Self { path, partial, _lock: lock, others: vec![], existed })
+        Ok(Self {
+            path,
+            partial,
+            _lock: lock,
+            others: vec![],
+            existing_others: vec![],
+            partial_others: vec![],
+            existed,
+        })
     }
 
     /// The name that the image is to have.
@@ -99,8 +111,17 @@ impl Placement {
     /// Empties a file that was overwritten in part, so that nobody takes what is left for an image. Returns whether
     /// that was done.
     pub fn void(&self) -> bool {
+        let empty =
+            |path: &PathBuf| fs::OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(0));
         self.existed.as_ref().is_some_and(fs::Metadata::is_file)
-            && fs::OpenOptions::new().write(true).open(&self.path).and_then(|file| file.set_len(0)).is_ok()
+            && self.existing_others.iter().chain([&self.path]).all(|path| empty(path).is_ok())
+    }
+
+    /// Further files of the image that are there already and will be overwritten with it.
+    pub(crate) fn overwrites_others<'a>(&mut self, paths: impl IntoIterator<Item = &'a PathBuf>) {
+        if self.existed.is_some() {
+            self.existing_others.extend(paths.into_iter().cloned());
+        }
     }
 
     /// A file that has been made for the image: removed with it.
@@ -111,13 +132,33 @@ impl Placement {
     /// Replaces the temporary name in a message by the one that the user knows.
     pub fn translate(&self, error: Error) -> Error {
         let Some(partial) = &self.partial else { return error };
-        let (text, partial) = (error.to_string(), partial.display().to_string());
-        if !text.contains(&partial) {
+        let mut text = error.to_string();
+        let others = self.partial_others.iter().map(|(partial, path)| (partial, path));
+        let mut found = false;
+        for (partial, path) in std::iter::once((partial, &self.path)).chain(others) {
+            let partial = partial.display().to_string();
+            if text.contains(&partial) {
+                text = text.replace(&partial, &path.display().to_string());
+                found = true;
+            }
+        }
+        if !found {
             return error;
         }
         let hints = error.hints().to_vec();
-        let plain = Error::new(error.kind(), text.replace(&partial, &self.path.display().to_string()));
+        let plain = Error::new(error.kind(), text);
         hints.into_iter().fold(plain, Error::hint)
+    }
+
+    /// A further file of the image that is to be called `path` will be written under [`partial_path`] of it, and gets its
+    /// name with the image. Takes that name, by creating an empty file.
+    ///
+    /// # Errors
+    /// The directory cannot be written, or somebody else is writing there.
+    pub(crate) fn make_partial(&mut self, path: PathBuf) -> Result<()> {
+        let (partial, _lock) = take_partial_name(&path)?;
+        self.partial_others.push((partial, path));
+        Ok(())
     }
 
     /// The image is complete: it gets its name. `durable`: the name, too, is to survive a crash.
@@ -127,6 +168,16 @@ impl Placement {
     pub fn complete(mut self, durable: bool) -> Result<()> {
         self.others.clear();
         let Some(partial) = self.partial.take() else { return Ok(()) };
+        // The main file comes last: what it names is there.
+        let others = std::mem::take(&mut self.partial_others);
+        for (partial, path) in &others {
+            fs::rename(partial, path)
+                .map_err(Error::from)
+                .context(|| format!("Could not rename '{}' to '{}'", partial.display(), path.display()))?;
+        }
+        if durable && !others.is_empty() {
+            sync_directory(parent(&self.path))?;
+        }
         if let Err(error) = rename_without_replacing(&partial, &self.path) {
             let error = error.context(format!(
                 "Could not rename '{}' to '{}'",
@@ -141,7 +192,8 @@ impl Placement {
 
 impl Drop for Placement {
     fn drop(&mut self) {
-        for path in self.partial.iter().chain(&self.others) {
+        let partial_others = self.partial_others.iter().map(|(partial, _)| partial);
+        for path in self.partial.iter().chain(&self.others).chain(partial_others) {
             // There is an error on its way to the user already, and this one could not be acted upon.
             let _ = fs::remove_file(path);
         }
@@ -226,6 +278,12 @@ fn take_partial_name(path: &Path) -> Result<(PathBuf, fs::File)> {
 fn in_use(path: &Path) -> Error {
     let message = format!("Could not create '{}': another process is writing it", path.display());
     Error::new(ErrorKind::Locked, message)
+}
+
+/// Where a file is written that is to be called `path`.
+pub(crate) fn partial_path(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default();
+    beside(path, &partial_name(&name.to_string_lossy()))
 }
 
 /// `.NAME.vimg-partial`; NAME shortened where the whole would be too long.

@@ -38,5 +38,6 @@ mod table;
 mod vdi;
 mod vhdx;
 mod vmdk;
+mod vmdk_files;
 mod vmdk_stream;
 mod vpc;

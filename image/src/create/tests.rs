@@ -130,7 +130,7 @@ fn a_data_file_is_made_with_the_image() {
     assert_eq!(std::fs::metadata(&data).unwrap().len(), 1 << 20);
     let own = directory.path("self");
     create(&directory.request("self", Format::Qcow2, &[("data_file", &own)])).unwrap_err();
-    assert!(!std::path::Path::new(&own).exists());
+    assert!(!Path::new(&own).exists());
 }
 
 #[test]

@@ -241,7 +241,7 @@ impl Make for Plan {
         Made::check_all(&all, place.cache)?;
         // The descriptor comes last: what it names is there.
         for extent in create.extents(name) {
-            let file = made.file(&beside(place.named, &extent.file), place.cache)?;
+            let file = made.file(&place.other(&beside(place.named, &extent.file)), place.cache)?;
             create.make_extent(&*file, extent.sectors, None)?;
         }
         made.file(place.path, place.cache)?.write_at(descriptor.as_bytes(), 0)

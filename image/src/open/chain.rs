@@ -206,6 +206,7 @@ impl Opened {
         let Some(found) = &self.found else { return Ok(vec![]) };
         let path_of = |extent: &formats::ExtentFile| {
             let path = extent_path(self.path(), &extent.name, &options.policy)?;
+            let path = if options.extents_partial { crate::target::partial_path(&path) } else { path };
             Ok((path, extent.writable && self.writable))
         };
         let paths = found.extents().iter().map(path_of).collect::<Result<Vec<_>>>()?;
