@@ -348,10 +348,16 @@ impl Args {
             secrets: self.source.objects.secrets()?,
             ..CreateRequest::new(filename, format)
         };
-        match filename == PIPE && can_be_sent(&create) {
-            true => into_stdout(create),
-            false => Ok(Target::Create(create)),
+        if filename != PIPE {
+            return Ok(Target::Create(create));
         }
+        if can_be_sent(&create) {
+            return into_stdout(create);
+        }
+        app.warn(
+            "'-' is taken for the name of a file: only -O vmdk -o subformat=streamOptimized goes to standard output",
+        );
+        Ok(Target::Create(create))
     }
 
     fn existing(&self, spec: Spec, format: Option<Format>, app: &App) -> Outcome<Target> {
