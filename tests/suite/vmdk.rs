@@ -498,3 +498,33 @@ fn a_guest_cannot_make_its_disk_a_descriptor() {
     dir.vimg_ok("convert -f raw -O raw guest.raw x.raw");
     assert!(dir.read("x.raw") == disk);
 }
+
+/// A sector of the first grain table that is zeros reads as zeros with qemu-img, while the copy of the table is intact.
+#[test]
+fn a_table_that_was_zeroed_is_read_by_its_copy() {
+    let dir = Dir::new();
+    let bytes: Vec<u8> = (0..SIZE).map(|at| (at / 512 % 251 + 1).to_le_bytes()[0]).collect();
+    dir.write("s.raw", &bytes);
+    dir.vimg_ok("convert -O vmdk s.raw a.vmdk");
+    let (gd, _) = directories(&dir, "a.vmdk");
+    dir.poke("a.vmdk", entry(&dir, "a.vmdk", gd), &[0; 512]);
+    dir.vimg("check a.vmdk").expect_code(2);
+    assert!(dir.vimg_reads("a.vmdk") == bytes);
+    dir.vimg("check -r all a.vmdk").expect_code(0);
+    assert!(dir.vimg_reads("a.vmdk") == bytes);
+}
+
+#[test]
+fn a_capacity_that_is_not_the_descriptors_is_refused() {
+    for options in ["subformat=monolithicSparse", "subformat=streamOptimized"] {
+        let dir = Dir::new();
+        dir.sparse("s.raw", SIZE);
+        dir.vimg_ok(&format!("convert -O vmdk -o {options} s.raw a.vmdk"));
+        for capacity in [SIZE / 1024, SIZE / 256] {
+            dir.poke("a.vmdk", 12, &capacity.to_le_bytes());
+            let refused = dir.vimg("convert -O raw a.vmdk x.raw").expect_clean_failure();
+            refused.expect_stderr(&capacity.to_string()).expect_stderr(&(SIZE / 512).to_string());
+            dir.vimg("check a.vmdk").expect_clean_failure();
+        }
+    }
+}

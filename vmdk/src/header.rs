@@ -8,6 +8,7 @@ use block::codec::{Reader, Writer};
 use block::{Error, ErrorKind, Result, Storage};
 
 use crate::SECTOR;
+use crate::descriptor::{Descriptor, Kind};
 
 /// The first four bytes.
 pub const MAGIC: &[u8; 4] = b"KDMV";
@@ -187,6 +188,23 @@ impl Header {
         self.flags & flag != 0
     }
 
+    /// Compares the capacity with the extent line of the embedded descriptor, if that describes this file alone. Products
+    /// round one of them to whole grains.
+    ///
+    /// # Errors
+    /// They are a grain or more apart.
+    pub fn check_descriptor(&self, descriptor: &Descriptor) -> Result<()> {
+        let [line] = descriptor.extents() else { return Ok(()) };
+        let alone = matches!(descriptor.create_type(), "monolithicSparse" | "streamOptimized");
+        if !alone || line.kind != Kind::Sparse || line.sectors.abs_diff(self.capacity) < self.grain {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "the descriptor in the file says that the disk has {} sectors, and the header says {}",
+            line.sectors, self.capacity
+        )))
+    }
+
     /// Whether the grains are compressed.
     pub fn is_compressed(&self) -> bool {
         self.has(flags::COMPRESSED)
@@ -283,6 +301,25 @@ pub(crate) mod tests {
         refused(|h| h.compression = 2);
         refused(|h| h.flags |= flags::COMPRESSED);
         refused(|h| h.flags |= flags::MARKERS);
+    }
+
+    #[test]
+    fn a_capacity_that_contradicts_the_descriptor_is_refused() {
+        let check = |kind: &str, lines: &str| {
+            let text = format!("version=1\nCID=1\ncreateType=\"{kind}\"\n{lines}");
+            sample().check_descriptor(&Descriptor::parse(text.as_bytes()).unwrap())
+        };
+        for sectors in [195_313, 195_328, 195_200] {
+            check("monolithicSparse", &format!("RW {sectors} SPARSE \"a\"\n")).unwrap();
+        }
+        for kind in ["monolithicSparse", "streamOptimized"] {
+            for sectors in [100, 195_313 - 128, 195_313 + 128] {
+                let error = check(kind, &format!("RW {sectors} SPARSE \"a\"\n")).unwrap_err().to_string();
+                assert!(error.contains("195313") && error.contains(&sectors.to_string()), "{error}");
+            }
+            check(kind, "RW 1 SPARSE \"a\"\nRW 1 SPARSE \"b\"\n").unwrap();
+        }
+        check("twoGbMaxExtentSparse", "RW 1 SPARSE \"a\"\n").unwrap();
     }
 
     proptest! {

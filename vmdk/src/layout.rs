@@ -78,6 +78,9 @@ impl Layout {
         let found = place.map(|(offset, room)| embedded(storage, offset, room)).transpose()?;
         match (header.is_descriptor_only(), found) {
             (false, descriptor) => {
+                if let Some((descriptor, _)) = &descriptor {
+                    header.check_descriptor(descriptor)?;
+                }
                 Ok(Self { descriptor, stands_alone: true, files: vec![], lies_in: vec![] })
             }
             (true, Some((descriptor, place))) => Self::of_lines(descriptor, place),

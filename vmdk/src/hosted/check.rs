@@ -15,7 +15,7 @@ use block::image::{CheckReport, Repair};
 use block::num::{align_up, to_usize};
 
 use super::pages::Found;
-use super::tables::{Copy, Tables, ZERO_GRAIN};
+use super::tables::{Choice, Copy, Tables, ZERO_GRAIN};
 use crate::SECTOR;
 use crate::header::{Header, UNCLEAN_AT, flags};
 
@@ -182,19 +182,9 @@ impl Walk<'_> {
             if *entry == 0 && other.unwrap_or(0) == 0 {
                 continue;
             }
-            let (fault, other_fault) = (
-                self.fault(grain, *entry)?,
-                match other {
-                    Some(other) if other != *entry => self.fault(grain, other)?,
-                    _ => None,
-                },
-            );
-            let right = match (fault, other) {
-                (None, Some(0) | None) => *entry,
-                (None, Some(other)) if other_fault.is_none() && *entry == 0 => other,
-                (None, _) => *entry,
-                (Some(_), Some(other)) if other != *entry && other_fault.is_none() => other,
-                (Some(fault), _) => {
+            let right = match self.tables.choose(grain, *entry, other)? {
+                Choice::Take(right) | Choice::Either(right) => right,
+                Choice::Neither(fault) => {
                     self.wrong_grain(grain, fault);
                     continue;
                 }
@@ -207,15 +197,6 @@ impl Walk<'_> {
             self.take(grain, right);
         }
         Ok(())
-    }
-
-    /// What is wrong with an entry, if it cannot be right.
-    fn fault(&self, grain: u64, entry: u32) -> Result<Option<&'static str>> {
-        match entry {
-            0 => Ok(None),
-            ZERO_GRAIN if self.header().has(flags::ZERO_GRAINS) => Ok(None),
-            _ => self.tables.fault(grain, entry),
-        }
     }
 
     fn wrong_grain(&mut self, grain: u64, fault: &str) {

@@ -8,7 +8,7 @@
 //!
 //! What a table on disk refers to is therefore always on the disk. A crash in phase 1 can leave the two copies
 //! different in entries that the flush was to bring; each of them is right by itself, and a check with repair makes
-//! them equal.
+//! them equal. The mark is still there then: without it, entries that contradict each other are an error.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -5,13 +5,13 @@
 //! one is held until a flush has written it. Only the sectors that hold changes are written, because what else a
 //! page shows may be somebody's data.
 //!
-//! An empty disk of many terabytes has gigabytes of tables, all of them a hole of the file: the last hole that was come
-//! across is remembered, and what lies in it is not read.
+//! An empty disk of many terabytes has gigabytes of tables, all of them holes of the file: the last hole that was come
+//! across in each copy of them is remembered, and what lies in it is not read.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use block::num::to_usize;
 use block::{Result, Storage};
@@ -35,6 +35,11 @@ pub(super) struct Page {
     words: Box<[AtomicU32]>,
     /// Sectors with changes that no flush has taken yet.
     dirty: AtomicU32,
+    /// Sectors that have been compared with the other copy of their table.
+    compared: AtomicU32,
+    /// Places of entries that contradict the other copy. Whoever compares holds this.
+    disputed: Mutex<Vec<u64>>,
+    has_disputed: AtomicBool,
 }
 
 impl Page {
@@ -43,7 +48,14 @@ impl Page {
         storage.read_at(&mut bytes, offset)?;
         let words = bytes.as_chunks::<4>().0.iter();
         let words = words.map(|word| AtomicU32::new(u32::from_le_bytes(*word))).collect();
-        Ok(Self { offset, words, dirty: AtomicU32::new(0) })
+        Ok(Self {
+            offset,
+            words,
+            dirty: AtomicU32::new(0),
+            compared: AtomicU32::new(0),
+            disputed: Mutex::default(),
+            has_disputed: AtomicBool::new(false),
+        })
     }
 
     /// The entry at a place of the file that lies in the page.
@@ -55,6 +67,42 @@ impl Page {
     pub(super) fn set(&self, at: u64, entry: u32) {
         self.words[to_usize((at - self.offset) / 4)].store(entry, Ordering::Relaxed);
         self.dirty.fetch_or(1 << ((at - self.offset) / SECTOR), Ordering::AcqRel);
+    }
+
+    /// Calls `compare` with the place of each sector that holds some of the `len` bytes at `at`, once in the life of the
+    /// page, and before anybody is let past here. It mends entries by [`mend`](Self::mend), and returns the places of
+    /// those that nobody can.
+    pub(super) fn compare_once(
+        &self,
+        at: u64,
+        len: u64,
+        compare: impl Fn(u64) -> Result<Vec<u64>>,
+    ) -> Result<()> {
+        let bit = |sector: u64| 1_u32 << ((sector - self.offset) / SECTOR);
+        let missing = |sector: &u64| self.compared.load(Ordering::Acquire) & bit(*sector) == 0;
+        let mut sectors = (at - at % SECTOR..at + len).step_by(to_usize(SECTOR));
+        if !sectors.clone().any(|sector| missing(&sector)) {
+            return Ok(());
+        }
+        let mut disputed = self.disputed.lock();
+        sectors.try_for_each(|sector| {
+            if missing(&sector) {
+                disputed.extend(compare(sector)?);
+                self.has_disputed.store(!disputed.is_empty(), Ordering::Release);
+                self.compared.fetch_or(bit(sector), Ordering::AcqRel);
+            }
+            Ok(())
+        })
+    }
+
+    /// Gives an entry that was lost its value again, in memory: it reaches the file with the next change beside it.
+    pub(super) fn mend(&self, at: u64, entry: u32) {
+        self.words[to_usize((at - self.offset) / 4)].store(entry, Ordering::Relaxed);
+    }
+
+    /// Whether the entry at `at` contradicts the other copy of the table.
+    pub(super) fn is_disputed(&self, at: u64) -> bool {
+        self.has_disputed.load(Ordering::Acquire) && self.disputed.lock().contains(&at)
     }
 
     /// Takes the changes for writing, as runs of sectors with their places in the file, and which sectors they are.
@@ -122,7 +170,8 @@ impl Shard {
 pub(super) struct Pages {
     storage: Arc<dyn Storage>,
     shards: Vec<Mutex<Shard>>,
-    hole: Mutex<Range<u64>>,
+    /// The last two: lookups go through both copies of the tables side by side.
+    holes: Mutex<[Range<u64>; 2]>,
     /// Counts the times that tables were written: a hole found before may not be one after.
     writes: AtomicU64,
 }
@@ -130,7 +179,7 @@ pub(super) struct Pages {
 impl Pages {
     pub(super) fn new(storage: Arc<dyn Storage>) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { storage, shards, hole: Mutex::new(0..0), writes: AtomicU64::new(0) }
+        Self { storage, shards, holes: Mutex::new([0..0, 0..0]), writes: AtomicU64::new(0) }
     }
 
     fn shard(&self, offset: u64) -> &Mutex<Shard> {
@@ -181,7 +230,7 @@ impl Pages {
 
     fn is_hole(&self, offset: u64) -> Result<bool> {
         let within = |hole: &Range<u64>| hole.start <= offset && offset + PAGE <= hole.end;
-        if within(&self.hole.lock()) {
+        if self.holes.lock().iter().any(within) {
             return Ok(true);
         }
         let writes = self.writes.load(Ordering::Acquire);
@@ -194,9 +243,10 @@ impl Pages {
         if found.data || !within(&hole) {
             return Ok(false);
         }
-        let mut known = self.hole.lock();
+        let mut known = self.holes.lock();
         if self.writes.load(Ordering::Acquire) == writes {
-            *known = hole;
+            known.swap(0, 1);
+            known[0] = hole;
         }
         Ok(true)
     }
@@ -204,9 +254,9 @@ impl Pages {
     /// Changes of pages have been written. The caller holds the pages until this returns: whoever finds one gone from
     /// memory must not take it for a hole.
     pub(super) fn written(&self) {
-        let mut hole = self.hole.lock();
+        let mut holes = self.holes.lock();
         self.writes.fetch_add(1, Ordering::AcqRel);
-        *hole = 0..0;
+        *holes = [0..0, 0..0];
     }
 }
 

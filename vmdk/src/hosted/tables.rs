@@ -1,14 +1,15 @@
 //! From a grain of the disk to its place in the file, through the grain directory and a grain table.
 //!
 //! Every entry is validated before it is followed. Where it cannot be right, the redundant copy is asked; where that
-//! cannot be right either, the read fails: bytes that are not the disk's are never shown as if they were.
+//! cannot be right either, the read fails: bytes that are not the disk's are never shown as if they were. An entry that
+//! was lost (it is 0) looks like one that never was: tables are compared with their copies when they are first looked at.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use block::{Error, ErrorKind, Result, Storage};
 
-use super::pages::{Found, Pages};
+use super::pages::{Found, Page, Pages};
 use crate::SECTOR;
 use crate::extent::truncated;
 use crate::header::{Header, flags};
@@ -49,6 +50,17 @@ pub(super) struct Run {
 pub(super) enum Copy {
     Main,
     Redundant,
+}
+
+/// What two copies of an entry say together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// This is right.
+    Take(u32),
+    /// Both can be right, and they say different things; this is what the first says.
+    Either(u32),
+    /// Neither can be right, for this reason.
+    Neither(&'static str),
 }
 
 /// The directories and tables of an extent.
@@ -153,14 +165,13 @@ impl Tables {
         }
     }
 
-    /// Where the table for directory entry `index` begins in bytes: the redundant one if the first cannot be.
-    /// `None`: there is none, its grains are absent.
-    fn table(&self, index: u64) -> Result<Option<u64>> {
-        if let Some(table) = self.table_of(Copy::Main, index)? {
-            return Ok(Some(table));
-        }
-        if let Some(table) = self.table_of(Copy::Redundant, index)? {
-            return Ok(Some(table));
+    /// Where the table for directory entry `index` begins in bytes, and whose it is: the redundant one if the first
+    /// cannot be. `None`: there is none, its grains are absent.
+    fn table(&self, index: u64) -> Result<Option<(Copy, u64)>> {
+        for copy in [Copy::Main, Copy::Redundant] {
+            if let Some(table) = self.table_of(copy, index)? {
+                return Ok(Some((copy, table)));
+            }
         }
         let (main, redundant) = (self.gde(Copy::Main, index)?, self.gde(Copy::Redundant, index)?);
         if main.or(redundant) == Some(0) && redundant.unwrap_or(0) == 0 {
@@ -192,6 +203,109 @@ impl Tables {
         Ok((!inside).then_some("lies past the end of the file"))
     }
 
+    /// What is wrong with an entry, if it cannot be right.
+    pub(super) fn entry_fault(&self, grain: u64, entry: u32) -> Result<Option<&'static str>> {
+        match entry {
+            0 => Ok(None),
+            ZERO_GRAIN if self.header.has(flags::ZERO_GRAINS) => Ok(None),
+            _ => self.fault(grain, entry),
+        }
+    }
+
+    /// Which of the two entries for a grain is right: the one that can be, and if both can, the one that knows of a grain.
+    pub(super) fn choose(&self, grain: u64, entry: u32, other: Option<u32>) -> Result<Choice> {
+        let fault = self.entry_fault(grain, entry)?;
+        let Some(other) = other.filter(|other| *other != entry) else {
+            return Ok(fault.map_or(Choice::Take(entry), Choice::Neither));
+        };
+        let other_fault = self.entry_fault(grain, other)?;
+        Ok(match (fault, other_fault) {
+            (None, None) if entry == 0 => Choice::Take(other),
+            (None, None) if other != 0 => Choice::Either(entry),
+            (None, _) => Choice::Take(entry),
+            (Some(_), None) => Choice::Take(other),
+            (Some(fault), Some(_)) => Choice::Neither(fault),
+        })
+    }
+
+    /// Compares what a page holds of the first table `index` (which begins at `table`) for `count` entries from `at` on
+    /// with the copy, unless that has been done.
+    fn compare(&self, page: &Page, index: u64, table: u64, at: u64, count: u64) -> Result<()> {
+        page.compare_once(at, count * 4, |sector| match self.table_of(Copy::Redundant, index)? {
+            Some(copy) if copy != table => self.compare_sector(page, index, sector, sector - table + copy),
+            _ => Ok(vec![]),
+        })
+    }
+
+    /// Compares the entries in a sector of a table with those of the copy. Those that the copy alone knows are
+    /// taken from there; returns the places of those that contradict each other.
+    ///
+    /// A file that was not closed can differ in entries that were on their way. Each of them is right by itself. A copy
+    /// that the host cannot read has nothing to say.
+    fn compare_sector(&self, page: &Page, index: u64, sector: u64, copy: u64) -> Result<Vec<u64>> {
+        let Ok(Found::Page(copy_page)) = self.pages.find(copy) else { return Ok(vec![]) };
+        let mut disputed = vec![];
+        for (grain, at) in self.entries_of(index, sector)? {
+            let (entry, other) = (page.entry(at), copy_page.entry(at - sector + copy));
+            if entry == other {
+                continue;
+            }
+            match self.choose(grain, entry, Some(other))? {
+                Choice::Take(right) if entry == 0 => page.mend(at, right),
+                Choice::Either(_) if !self.header.unclean => disputed.push(at),
+                _ => {}
+            }
+        }
+        Ok(disputed)
+    }
+
+    /// The grains of the disk whose entries lie in a sector of the first table `index`, and where.
+    fn entries_of(&self, index: u64, sector: u64) -> Result<impl Iterator<Item = (u64, u64)>> {
+        let table = self.table_of(Copy::Main, index)?.unwrap_or(sector);
+        let per_table = u64::from(self.header.gtes_per_gt);
+        let first = (sector - table) / 4;
+        let end = (first + SECTOR / 4).min(per_table);
+        let grains = self.header.capacity.div_ceil(self.header.grain);
+        let numbered = (first..end).map(move |within| (index * per_table + within, table + within * 4));
+        Ok(numbered.take_while(move |(grain, _)| *grain < grains))
+    }
+
+    /// The page with `count` entries for grains from `grain` on, the first of them at `at`. A hole is none only if the
+    /// copy has nothing there, either.
+    fn find_compared(&self, (copy, table): (Copy, u64), grain: u64, count: u64) -> Result<Found> {
+        let (index, within) = self.indices(grain);
+        let at = table + within * 4;
+        let found = self.pages.find(at)?;
+        if copy == Copy::Redundant {
+            return Ok(found);
+        }
+        let page = match found {
+            Found::Page(page) => page,
+            Found::Hole if self.copy_is_hole(grain, count)? => return Ok(Found::Hole),
+            Found::Hole => self.pages.hold(at)?,
+        };
+        self.compare(&page, index, table, at, count)?;
+        Ok(Found::Page(page))
+    }
+
+    /// Whether the copy of a table has a hole where the entries of grains are, or there is no copy.
+    fn copy_is_hole(&self, grain: u64, count: u64) -> Result<bool> {
+        let Some(at) = self.entry_place(Copy::Redundant, grain)? else { return Ok(true) };
+        let is_hole = |at| Ok::<_, Error>(matches!(self.pages.find(at)?, Found::Hole));
+        Ok(is_hole(at)? && is_hole(at + (count - 1) * 4)?)
+    }
+
+    /// The page with the entry for a grain at `at` in one copy, in memory, to be changed. It has been compared with
+    /// the other copy before: afterwards they differ for as long as it takes to change both.
+    pub(super) fn hold(&self, copy: Copy, grain: u64, at: u64) -> Result<Arc<Page>> {
+        let page = self.pages.hold(at)?;
+        if copy == Copy::Main {
+            let (index, within) = self.indices(grain);
+            self.compare(&page, index, at - within * 4, at, 1)?;
+        }
+        Ok(page)
+    }
+
     /// Whether sectors belong to what the header names.
     fn is_metadata(&self, sector: u64, len: u64) -> bool {
         let header = &self.header;
@@ -203,6 +317,23 @@ impl Tables {
             (header.rgd_offset, if header.has(flags::REDUNDANT) { directory } else { 0 }),
         ];
         ranges.iter().any(|(start, room)| *start < sector + len && start.saturating_add(*room) > sector)
+    }
+
+    /// What the entry for a grain at `at` of a page means.
+    fn decode_at(&self, page: &Page, grain: u64, at: u64) -> Result<Mapped> {
+        if page.is_disputed(at) {
+            return Err(self.contradiction(grain, at));
+        }
+        self.decode(grain, page.entry(at))
+    }
+
+    fn contradiction(&self, grain: u64, at: u64) -> Error {
+        let name = self.storage.name();
+        let text = format!(
+            "the two copies of the grain table of '{name}' contradict each other for grain {grain} (entry at {at:#x})"
+        );
+        Error::new(ErrorKind::Corrupt, text)
+            .hint("Run 'vimg check -r all' to go by the first copy, on a copy of the file if in doubt.")
     }
 
     /// What a grain table entry means.
@@ -229,11 +360,7 @@ impl Tables {
 
     /// What is said of one grain.
     pub(super) fn mapped(&self, grain: u64) -> Result<Mapped> {
-        let (index, within) = self.indices(grain);
-        match self.table(index)? {
-            Some(table) => self.decode(grain, self.pages.entry(table + within * 4)?),
-            None => Ok(Mapped::Absent),
-        }
+        self.lookup_piece(grain * self.header.grain_bytes(), 1).map(|run| run.mapped)
     }
 
     /// How the bytes from `offset` on are mapped, for at most `max` bytes.
@@ -255,24 +382,24 @@ impl Tables {
         let (index, entry) = self.indices(first);
         let per_table = u64::from(self.header.gtes_per_gt);
         let to_len = |grains: u64| grains * self.header.grain_bytes() - within;
-        let Some(table) = self.table(index)? else {
+        let Some((copy, table)) = self.table(index)? else {
             return Ok(Run { mapped: Mapped::Absent, len: to_len(per_table - entry) });
         };
         let at = table + entry * 4;
         let in_page = (super::pages::PAGE - at % super::pages::PAGE) / 4;
         let most = in_page.min(per_table - entry).min(self.grain_of(offset + max - 1).0 - first + 1);
-        let page = match self.pages.find(at)? {
+        let page = match self.find_compared((copy, table), first, most)? {
             Found::Page(page) => page,
             Found::Hole => return Ok(Run { mapped: Mapped::Absent, len: to_len(most) }),
         };
-        let mapped = self.decode(first, page.entry(at))?;
+        let mapped = self.decode_at(&page, first, at)?;
         let at_start = match mapped {
             Mapped::Data(place) => Mapped::Data(place + within),
             other => other,
         };
         let mut grains = 1;
         while grains < most {
-            let Ok(next) = self.decode(first + grains, page.entry(at + grains * 4)) else {
+            let Ok(next) = self.decode_at(&page, first + grains, at + grains * 4) else {
                 break; // To be reported when it is its turn.
             };
             if !mapped.continues(next, grains * self.header.grain_bytes()) {

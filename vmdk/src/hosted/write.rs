@@ -267,7 +267,7 @@ impl Hosted {
                     let text = format!("grain {} has no grain table", grain + index);
                     return Err(Error::new(ErrorKind::Corrupt, text));
                 };
-                slots.push((at, new, self.tables.pages.hold(at)?));
+                slots.push((at, new, self.tables.hold(*copy, grain + index, at)?));
             }
         }
         for (at, new, page) in slots {

@@ -100,7 +100,7 @@ impl Sequential {
         let mut head = vec![0; to_usize((header.overhead - 1) * SECTOR)];
         take(&mut *input, &mut head)?;
         let descriptor = text(&head, &header).to_vec();
-        check_descriptor(&descriptor)?;
+        check_descriptor(&descriptor, &header)?;
         let state = State {
             input,
             known: 0,
@@ -289,9 +289,15 @@ fn gone() -> Error {
     Error::unsupported("what comes through a pipe can be read once only")
 }
 
-/// Refuses what would have to be read together with its parent. A stream need not have a descriptor.
-fn check_descriptor(text: &[u8]) -> Result<()> {
-    if !text.is_empty() && Descriptor::parse(text)?.has_parent() {
+/// Refuses what would have to be read together with its parent, or contradicts the header. A stream need not have a
+/// descriptor.
+fn check_descriptor(text: &[u8], header: &Header) -> Result<()> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    let descriptor = Descriptor::parse(text)?;
+    header.check_descriptor(&descriptor)?;
+    if descriptor.has_parent() {
         return Err(Error::unsupported("a VMDK that has a parent cannot be read from a pipe")
             .hint("save the image in a file beside its parent first"));
     }
