@@ -1,6 +1,7 @@
 //! Numbers for new blocks.
 //!
-//! New blocks go behind all others. How many there are is in the header, but a crash or another program may have left it
+//! New blocks go behind all others, and into holes that freed blocks have left only when there is nothing behind: every
+//! number is less than the count of the disk's blocks (VirtualBox and qemu-img take others for damage). How many there are is in the header, but a crash or another program may have left it
 //! wrong: before the first write to an image its map is read, and refused if two blocks of the disk have one place.
 
 use std::collections::HashMap;
@@ -17,6 +18,10 @@ use crate::map::{Entry, Map};
 pub(crate) struct Alloc {
     /// The number of the next block.
     pub(crate) next: u32,
+    /// Numbers are less than this.
+    blocks: u64,
+    /// One bit for each number that the file has room for: those in use or given out.
+    used: Vec<u64>,
     /// Bytes before this one may be anything; those behind it are zeros as long as nobody has written to them.
     pub(crate) junk_end: u64,
     /// Numbers that were set aside for blocks of the disk.
@@ -45,10 +50,13 @@ impl Alloc {
         })?;
         // More than the file holds cannot be in use.
         let counted = u64::from(header.allocated).min(in_file);
+        let counted = counted.min(map.blocks);
         let next = end.max(u32::try_from(counted).unwrap_or(u32::MAX));
         let junk_end = if storage.fixed_len() { u64::MAX } else { file_len };
         Ok(Self {
             next,
+            blocks: map.blocks,
+            used,
             junk_end,
             reserved: HashMap::new(),
             on_disk: Some((header.allocated, header.modified)),
@@ -60,17 +68,30 @@ impl Alloc {
         if let Some(number) = self.reserved.get(&index) {
             return Ok(*number);
         }
-        let number = self.next;
-        // The two largest numbers mean something else.
-        if number >= u32::MAX - 1 {
-            return Err(Error::Full.into());
-        }
-        if storage.fixed_len() && map.offset_of(number) + map.block_size > storage.len()? {
-            return Err(BlockError::new(ErrorKind::NoSpace, "the device has no room for another block"));
-        }
-        self.next += 1;
+        let full_device = storage.fixed_len() && map.offset_of(self.next) + map.block_size > storage.len()?;
+        let number = if u64::from(self.next) < self.blocks && !full_device {
+            self.next += 1;
+            self.next - 1
+        } else {
+            self.hole().ok_or_else(|| no_number(full_device))?
+        };
+        self.mark(number);
         self.reserved.insert(index, number);
         Ok(number)
+    }
+
+    /// A number that no block has, before [`next`](Self::next). A disk that lacks a block has one.
+    fn hole(&self) -> Option<u32> {
+        let (at, bits) = self.used.iter().enumerate().find(|(_, bits)| **bits != u64::MAX)?;
+        let number = u32::try_from(at).ok()?.checked_mul(64)?.checked_add(bits.trailing_ones())?;
+        (number < self.next && u64::from(number) < self.blocks).then_some(number)
+    }
+
+    /// Notes that a number has been given out, where it could be taken for a hole.
+    fn mark(&mut self, number: u32) {
+        if let Some(bits) = self.used.get_mut(to_usize(u64::from(number) / 64)) {
+            *bits |= 1 << (number % 64);
+        }
     }
 
     /// Gives back the numbers at the end that were not used.
@@ -83,5 +104,13 @@ impl Alloc {
             }
             self.next = number;
         }
+    }
+}
+
+/// Why there is no number for a block.
+fn no_number(full_device: bool) -> BlockError {
+    match full_device {
+        true => BlockError::new(ErrorKind::NoSpace, "the device has no room for another block"),
+        false => Error::Full.into(),
     }
 }

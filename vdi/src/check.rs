@@ -2,6 +2,10 @@
 //!
 //! The first three kinds of problem are found and worded as by qemu-img; a block past the end of the file, which qemu-img
 //! reads as zeros, is one more. The count can be repaired. (qemu-img repairs nothing here.)
+//!
+//! The count is what other programs take for the number of the next block. Where blocks have been freed it must therefore
+//! be that of the highest number in use, and not that of the blocks: qemu-img calls such an image damaged, and the next
+//! block that it writes to one with the smaller count replaces another.
 
 use std::sync::Arc;
 
@@ -45,7 +49,10 @@ pub fn check(storage: &Arc<dyn Storage>, header: &Header, repair: Repair) -> Res
         }
         Ok(true)
     })?;
-    if count != u64::from(header.allocated) {
+    // A hole, which a freed block has left, is no damage.
+    let holes = report.corruptions == 0 && count < end;
+    let counted = if holes { end } else { count };
+    if counted != u64::from(header.allocated) {
         // The count is that of the next block to give out, so that it must not be less than any in use.
         let right = u32::try_from(end).unwrap_or(u32::MAX);
         if repair == Repair::All && report.corruptions == 0 {
@@ -53,13 +60,15 @@ pub fn check(storage: &Arc<dyn Storage>, header: &Header, repair: Repair) -> Res
             storage.sync()?;
             report.corruptions_fixed += 1;
             report.say(format!(
-                "Repairing: allocated blocks mismatch, is {count}, should be {}",
+                "Repairing: allocated blocks mismatch, is {counted}, should be {}",
                 header.allocated
             ));
         } else {
             report.corruptions += 1;
-            report
-                .say(format!("ERROR: allocated blocks mismatch, is {count}, should be {}", header.allocated));
+            report.say(format!(
+                "ERROR: allocated blocks mismatch, is {counted}, should be {}",
+                header.allocated
+            ));
         }
     }
     Ok(report)

@@ -51,6 +51,18 @@ pub enum Error {
         /// What the map covers.
         room: u64,
     },
+    /// The map covers more than the disk: one of the two numbers is not what it was.
+    #[error(
+        "the disk has {size} bytes, which are {needed} blocks, but the image has {blocks}: the header is damaged"
+    )]
+    MapTooLarge {
+        /// The size in bytes.
+        size: u64,
+        /// Blocks that the disk needs.
+        needed: u64,
+        /// Blocks by the header.
+        blocks: u32,
+    },
     /// A base image with a parent.
     #[error("unsupported VDI image (non-NULL {0} UUID)")]
     UnexpectedParent(&'static str),
@@ -132,7 +144,7 @@ impl Error {
             | Self::NoParent(_)
             | Self::UnexpectedParent(_) => ErrorKind::Unsupported,
             Self::MapOutsideFile { .. } | Self::BlockOutsideFile { .. } => ErrorKind::Truncated,
-            Self::SharedBlock { .. } | Self::MapPlace { .. } => ErrorKind::Corrupt,
+            Self::SharedBlock { .. } | Self::MapPlace { .. } | Self::MapTooLarge { .. } => ErrorKind::Corrupt,
             Self::Full => ErrorKind::NoSpace,
             _ => ErrorKind::Invalid,
         }
@@ -142,6 +154,9 @@ impl Error {
         match self {
             Self::MapOutsideFile { .. } | Self::BlockOutsideFile { .. } => {
                 Some("The file has been cut off: copy or download it again.")
+            }
+            Self::MapTooLarge { .. } => {
+                Some("The end of the disk would be missing: copy or download the image again.")
             }
             Self::SharedBlock { .. } => {
                 Some("The image can still be read: convert it to a new one, and look at the contents.")

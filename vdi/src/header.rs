@@ -124,7 +124,7 @@ pub struct Header {
     pub disk_size: u64,
     /// Guest bytes of a block: a power of two.
     pub block_size: u32,
-    /// Entries of the map.
+    /// Entries of the map: as many as the disk has blocks.
     pub blocks: u32,
     /// Blocks in use.
     pub allocated: u32,
@@ -238,6 +238,11 @@ impl Header {
         let room = u64::from(self.blocks) * u64::from(self.block_size);
         if self.disk_size > room {
             return Err(Error::MapTooSmall { size: self.disk_size, room });
+        }
+        // As every program writes it. qemu reads as much as the size says, and drops the other blocks without a word.
+        let needed = self.needed_blocks();
+        if u64::from(self.blocks) != needed {
+            return Err(Error::MapTooLarge { size: self.disk_size, needed, blocks: self.blocks });
         }
         self.check_places()?;
         if self.image_type != ImageType::Differencing {
@@ -369,6 +374,9 @@ mod tests {
         assert_eq!(u32_at(0x154, 0), "the block map at 0x0 (length 0x100) overlaps the header");
         assert_eq!(u32_at(0x158, 512), "the block map at 0x200 (length 0x100) overlaps the data");
         assert_eq!(u32_at(0x17c, 512), "unsupported VDI image (512 extra bytes in each block)");
+        let text =
+            "the disk has 2097152 bytes, which are 2 blocks, but the image has 64: the header is damaged";
+        assert_eq!(said(0x170, &(2u64 << 20).to_le_bytes()), text);
         assert_eq!(u32_at(0x4c, 3), "unsupported VDI image (image type 3)");
         for size in [0, 256, 3 << 20, 512 << 20] {
             assert_eq!(u32_at(0x178, size), format!("unsupported VDI image (block size {size})"));
