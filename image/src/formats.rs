@@ -43,7 +43,7 @@ pub(crate) fn driver(format: Format) -> Option<&'static dyn Driver> {
 /// The format that a container announces. `first`: its first [`Format::PROBE_LEN`] bytes, zeros behind its end.
 ///
 /// # Errors
-/// The host failed.
+/// The container is a damaged image of a format that is known by its end, or the host failed.
 pub(crate) fn probe(first: &[u8], storage: &dyn Storage) -> Result<Option<Format>> {
     if let Some(format) = Format::probe(first) {
         return Ok(Some(format));
@@ -55,6 +55,10 @@ pub(crate) fn probe(first: &[u8], storage: &dyn Storage) -> Result<Option<Format
             return Ok(Some(format));
         }
     }
+    Format::ALL
+        .iter()
+        .filter_map(|format| driver(*format))
+        .try_for_each(|driver| driver.refuse_damaged(storage))?;
     Ok(None)
 }
 
@@ -82,6 +86,15 @@ pub(crate) trait Driver: Sync {
     /// # Errors
     /// The host failed. What is merely damaged is recognised or not, as the magic says.
     fn probe(&self, first: &[u8], storage: &dyn Storage) -> Result<bool>;
+
+    /// Refuses a container that no format recognises and that would be taken for a raw disk, but that is an image of this
+    /// format which has been damaged.
+    ///
+    /// # Errors
+    /// What is damaged, or the host failed.
+    fn refuse_damaged(&self, _storage: &dyn Storage) -> Result<()> {
+        Ok(())
+    }
 
     /// Reads what must be known before any other file is opened.
     ///

@@ -172,22 +172,47 @@ fn a_fixed_disk_is_recognised_by_its_footer() {
     dir.vimg_ok("create -f vpc -o subformat=fixed,force_size=on a.vhd 3M");
     assert_eq!(dir.vimg_ok("info --output=json a.vhd").json()["format"], "vpc");
     assert_eq!(dir.vimg_reads("a.vhd").len(), 3 << 20);
-    // A file that merely ends like one is not: the size does not fit.
+    // Another size: a part of it is missing, or there is too much.
     let mut longer = vec![0; 512];
     longer.extend(dir.read("a.vhd"));
     dir.write("b.raw", &longer);
-    assert_eq!(dir.vimg_ok("info --output=json b.raw").json()["format"], "raw");
+    for words in ["info b.raw", "info -f vpc b.raw", "convert -O raw b.raw x.raw"] {
+        let refused = dir.vimg(words).expect_clean_failure();
+        refused.expect_stderr("ends like a VHD, but its size is another").expect_stderr("-f raw");
+    }
+    dir.write("cut.vhd", &longer[1024..]);
+    dir.vimg("info cut.vhd").expect_clean_failure().expect_stderr("its size is another");
+    dir.vimg("info -f vpc cut.vhd").expect_clean_failure().expect_stderr("holds only");
     // And raw is what it is called by whoever knows better.
     assert_eq!(dir.vimg_ok("info -f raw --output=json a.vhd").json()["virtual-size"], (3 << 20) + 512);
     let mut broken = dir.read("a.vhd");
     broken[(3 << 20) + 70] ^= 1;
     dir.write("c.raw", &broken);
-    assert_eq!(dir.vimg_ok("info --output=json c.raw").json()["format"], "raw");
+    let refused = dir.vimg("info c.raw").expect_clean_failure();
+    refused.expect_stderr("ends like a VHD, but its footer is damaged").expect_stderr("-f raw");
+    assert!(dir.vimg_ok("info -f raw c.raw").stderr.is_empty());
     dir.vimg("info -f vpc c.raw").expect_clean_failure().expect_stderr("Incorrect header checksum");
     // An old footer has 511 bytes.
     let old = dir.read("a.vhd");
     dir.write("d.vhd", &old[..old.len() - 1]);
     dir.vimg("compare -f vpc -F vpc a.vhd d.vhd").expect_code(0);
+}
+
+/// Nothing but the name is left of a fixed disk that was cut off.
+#[test]
+fn a_raw_disk_that_is_named_like_a_vhd_is_mentioned() {
+    let dir = Dir::new();
+    dir.vimg_ok("create -f vpc -o subformat=fixed,force_size=on a.vhd 3M");
+    let good = dir.read("a.vhd");
+    for name in ["cut.vhd", "cut.VHD"] {
+        dir.write(name, &good[..2 << 20]);
+        let shown = dir.vimg_ok(&format!("info --output=json {name}"));
+        assert_eq!(shown.json()["format"], "raw");
+        assert!(shown.stderr.contains("is named like a VHD"), "{}", shown.stderr);
+        assert!(dir.vimg_ok(&format!("info -f raw {name}")).stderr.is_empty());
+    }
+    dir.write("cut.img", &good[..2 << 20]);
+    assert!(dir.vimg_ok("info cut.img").stderr.is_empty());
 }
 
 /// One of the two footers is enough, and `check -r all` restores the other.

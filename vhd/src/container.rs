@@ -97,6 +97,19 @@ impl Container {
         })
     }
 
+    /// Refuses what [`probe`](Self::probe) did not recognise and no other format claims, but what ends with a footer: a VHD
+    /// that has been damaged or cut.
+    ///
+    /// # Errors
+    /// What is wrong with the footer, or the host failed.
+    pub fn refuse_damaged(storage: &dyn Storage) -> Result<()> {
+        match end_footer(storage, storage.len()?)? {
+            None | Some(Err(Error::NotVhd)) => Ok(()),
+            Some(Err(error)) => Err(Error::EndDamaged(Box::new(error)).into()),
+            Some(Ok(((footer, _), at))) => Err(footer.unfitting(at).into()),
+        }
+    }
+
     /// The footer that counts.
     pub fn footer(&self) -> &Footer {
         &self.footer
@@ -184,6 +197,9 @@ impl Container {
         let available = self.data_end();
         if self.size > available {
             return Err(Error::FixedTruncated { size: self.size, available }.into());
+        }
+        if self.footer.current_size < available {
+            return Err(self.footer.unfitting(available).into());
         }
         Ok(())
     }

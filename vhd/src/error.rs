@@ -15,6 +15,19 @@ pub enum Error {
     /// A footer whose sum is wrong, and none at the other end.
     #[error("Incorrect header checksum")]
     FooterChecksum,
+    /// No format is recognised, but the end of the file is a footer's.
+    #[error("the file ends like a VHD, but its footer is damaged: {0}")]
+    EndDamaged(Box<Self>),
+    /// A fixed disk of another size than the file.
+    #[error(
+        "the file ends like a VHD, but its size is another: {size} bytes by its footer, {available} in the file"
+    )]
+    OtherSize {
+        /// The size in bytes.
+        size: u64,
+        /// Bytes before the footer.
+        available: u64,
+    },
     /// The footers name different disks, and either may have been put there by the guest.
     #[error("the footers at the start and at the end of the file contradict each other")]
     FootersDiffer,
@@ -144,7 +157,10 @@ impl Error {
             Self::FixedTruncated { .. } | Self::NoHeader(_) | Self::BlockOutsideFile { .. } => {
                 ErrorKind::Truncated
             }
-            Self::FootersDiffer
+            Self::FooterChecksum
+            | Self::EndDamaged(_)
+            | Self::OtherSize { .. }
+            | Self::FootersDiffer
             | Self::HeaderChecksum
             | Self::BlockOnMetadata { .. }
             | Self::BlocksOverlap { .. } => ErrorKind::Corrupt,
@@ -162,6 +178,9 @@ impl Error {
             Self::BlocksOverlap { .. } => {
                 Some("The image can still be read: convert it to a new one, and look at the contents.")
             }
+            Self::FooterChecksum | Self::EndDamaged(_) | Self::OtherSize { .. } => Some(
+                "Copy or download the file again. If all of its bytes are those of a disk, open it with -f raw.",
+            ),
             Self::FootersDiffer => Some(
                 "If the disk is a fixed one whose guest keeps a VHD in its first sector, open it with -f raw.",
             ),

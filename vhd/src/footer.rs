@@ -209,6 +209,16 @@ impl Footer {
         Some((footer, sum))
     }
 
+    /// Why a good footer does not fit the file whose bytes before it are `available`.
+    pub(crate) fn unfitting(&self, available: u64) -> Error {
+        match self.disk_type {
+            DiskType::Fixed => Error::OtherSize { size: self.current_size, available },
+            DiskType::Dynamic | DiskType::Differencing => {
+                Error::EndDamaged(Box::new(Error::NoHeader(self.data_offset)))
+            }
+        }
+    }
+
     /// The 512 bytes, with their sum.
     pub fn encode(&self) -> Vec<u8> {
         let with_sum = |sum| {

@@ -42,6 +42,10 @@ impl Driver for Vpc {
         Container::probe(first, storage)
     }
 
+    fn refuse_damaged(&self, storage: &dyn Storage) -> Result<()> {
+        Container::refuse_damaged(storage)
+    }
+
     fn read(&self, storage: &Arc<dyn Storage>, _how: &How) -> Result<Box<dyn Found>> {
         Ok(Box::new(Opened(Container::read(storage, SizeRule::Creator)?)))
     }

@@ -236,7 +236,7 @@ impl Opened {
     pub(crate) fn warnings(&self) -> Vec<String> {
         match &self.found {
             Some(found) => found.warnings(),
-            None if self.probed => self.archive_warning(),
+            None if self.probed => self.archive_warning().into_iter().chain(self.name_warning()).collect(),
             None => self.header.as_ref().map(warnings_of).unwrap_or_default(),
         }
     }
@@ -252,6 +252,18 @@ impl Opened {
         vec![format!(
             "'{name}' is a tar archive and is taken for a raw disk; a disk in it is called {name}:MEMBER"
         )]
+    }
+
+    /// That what is taken for a raw disk has the name of a VHD, which may have lost its footer.
+    fn name_warning(&self) -> Option<String> {
+        let name = self.node.shown_name(self.format);
+        let extension = Path::new(&name).extension()?;
+        extension.eq_ignore_ascii_case("vhd").then(|| {
+            format!(
+                "'{name}' is named like a VHD and is taken for a raw disk, as it has no footer; if it should have one, \
+                 it has been cut off"
+            )
+        })
     }
 
     /// What lies behind the image, if anything does.
