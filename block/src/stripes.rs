@@ -3,7 +3,7 @@
 //! The mapping of a guest cluster is changed only by a thread that holds the cluster exclusively, and
 //! used only while it is held at least shared. That keeps a read or an in-place write from landing in
 //! a host cluster that has meanwhile been given to somebody else, without one lock for the whole image:
-//! clusters are spread over [`STRIPES`] locks, and a request takes those of its clusters in ascending
+//! clusters are spread over `STRIPES` locks, and a request takes those of its clusters in ascending
 //! order, so that two requests can never wait for each other in a circle.
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};

@@ -75,7 +75,7 @@ impl Format {
         Self::ALL.iter().copied().find(|format| format.name() == name)
     }
 
-    /// How many bytes from the start of a file [`probe`](Self::probe) wants to see.
+    /// How many bytes from the start of a file `probe` wants to see.
     pub const PROBE_LEN: usize = 2048;
 
     /// The format that `first_bytes` of a file announce, of those without a driver. `None`: none of these.

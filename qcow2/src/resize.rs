@@ -5,7 +5,7 @@
 //! zero wherever something would show there, and only when that is durable the size changes: a crash leaves the old
 //! disk, or the new one complete. Shrinking first refuses writes past the new end, then lets go of everything there,
 //! then changes the header. A request that was let through before looks again once it holds its clusters
-//! ([`check_overtaken`](Qcow2::check_overtaken)).
+//! (`check_overtaken`).
 
 use block::codec::Writer;
 use block::num::{low_u32, to_usize};

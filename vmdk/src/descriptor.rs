@@ -98,7 +98,7 @@ impl Descriptor {
         Ok(extents)
     }
 
-    /// The text, as it was read but for what has been [set](Self::set).
+    /// The text, as it was read but for what has been set.
     pub fn encode(&self) -> Vec<u8> {
         self.lines.join(&b'\n')
     }

@@ -1,10 +1,10 @@
 //! Stream-optimized extents (specification, "Stream-Optimized Compressed"): compressed grains in the order of the
 //! disk, made to be sent and received without seeking.
 //!
-//! * [`marker`]: what announces each thing in the file; [`codec`]: how a grain is compressed.
-//! * [`read`]: grains, found through the tables of a file that can be sought in.
-//! * [`append`]: writing, to a file or a pipe ([`target`]).
-//! * [`sequential`]: reading from a pipe.
+//! * `marker`: what announces each thing in the file; `codec`: how a grain is compressed.
+//! * `read`: grains, found through the tables of a file that can be sought in.
+//! * `append`: writing, to a file or a pipe (`target`).
+//! * `sequential`: reading from a pipe.
 //!
 //! There are two kinds. VMware's has the grain directory behind the grains, and a footer that says where; it can be
 //! read here in any order and written in the order of the disk. qemu's has directory and tables in front, as a
