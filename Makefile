@@ -11,7 +11,8 @@ HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 VIMG := $(TARGET)/$(HOST)/release/vimg
 BUILD := RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" $(CARGO) build --release --target $(HOST) -p img-tool
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := qcow2_open_read qcow2_check qcow2_repair qcow2_ops qcow2_snapshot qcow2_bitmaps image_spec luks_header vhdx vhd_image vdi_image
+FUZZ_TARGETS := qcow2_open_read qcow2_check qcow2_repair qcow2_ops qcow2_snapshot qcow2_bitmaps image_spec luks_header \
+	vmdk vmdk_edited vmdk_extent vmdk_sequential vhdx vhd_image vdi_image foreign_open_read archive_open
 
 .PHONY: all build demo test bench lint fmt fuzz install uninstall clean help
 

@@ -112,6 +112,7 @@ DATA = {
         QEMU, "convert", "-f", "raw", "-O", "luks", *SECRET, "-o", "key-secret=s,iter-time=10", "disk.raw", "disk.luks"
     ),
     "disk.vmdk": lambda: run(QEMU, "convert", "-f", "raw", "-O", "vmdk", "disk.raw", "disk.vmdk"),
+    "disk.vdi": lambda: run(QEMU, "convert", "-f", "raw", "-O", "vdi", "disk.raw", "disk.vdi"),
     "disk.vhdx": lambda: run(QEMU, "convert", "-f", "raw", "-O", "vhdx", "disk.raw", "disk.vhdx"),
     # Made by ours: what VMware's products write has its tables behind the grains, qemu's has them in front.
     "stream.vmdk": lambda: run(VIMG, "convert", "-f", "raw", *STREAM.split(), "disk.raw", "stream.vmdk"),
@@ -233,6 +234,10 @@ def luks_same(row):
     run(QEMU, "compare", "-q", *SECRET, "--image-opts", LUKS + "out-vimg", "driver=raw,file.filename=" + row.target)
 
 
+def vdi_same(row):
+    run(QEMU, "compare", "-q", "-f", "vdi", "-F", "raw", "out-vimg", row.target)
+
+
 def vhdx_same(row):
     run(QEMU, "compare", "-q", "-f", "vhdx", "-F", "raw", "out-vimg", row.target)
 
@@ -305,6 +310,8 @@ ROWS = [
     Row("raw-vmdk", "raw -> vmdk", "convert -f raw -O vmdk disk.raw OUT", ["disk.raw"], "disk.raw", vmdk_same),
     Row("vmdk-raw", "vmdk -> raw", "convert -f vmdk -O raw disk.vmdk OUT", ["disk.raw", "disk.vmdk"], "disk.raw", raw_same),
     Row("vmdk-qcow2", "vmdk -> qcow2", "convert -f vmdk -O qcow2 disk.vmdk OUT", ["disk.raw", "disk.vmdk"], "disk.raw", qcow2_same),
+    Row("raw-vdi", "raw -> vdi", "convert -f raw -O vdi disk.raw OUT", ["disk.raw"], "disk.raw", vdi_same),
+    Row("vdi-raw", "vdi -> raw", "convert -f vdi -O raw disk.vdi OUT", ["disk.raw", "disk.vdi"], "disk.raw", raw_same),
     Row("raw-vhdx", "raw -> vhdx", "convert -f raw -O vhdx disk.raw OUT", ["disk.raw"], "disk.raw", vhdx_same),
     Row("vhdx-raw", "vhdx -> raw", "convert -f vhdx -O raw disk.vhdx OUT", ["disk.raw", "disk.vhdx"], "disk.raw", raw_same),
     Row("raw-stream", "raw -> streamOptimized vmdk", f"convert -f raw {STREAM} disk.raw OUT", ["disk.raw"], "disk.raw", vmdk_same),
@@ -349,6 +356,7 @@ ROWS = [
 TARGETS = {
     "raw-qcow2": 0.8, "raw-qcow2-W": 0.8, "qcow2-raw": 0.8, "qcow2-qcow2": 0.8, "raw-raw": 0.8, "chain-qcow2": 0.8, "raw-raw-cp": 1.0,
     "zlib": 0.3, "zstd": 0.7, "unzlib": 0.4, "unzstd": 0.7,
+    "raw-vhdx": 0.8, "vhdx-raw": 0.8, "raw-vdi": 0.8, "vdi-raw": 0.8,
     "raw-vmdk": 0.8, "vmdk-raw": 0.8, "vmdk-qcow2": 0.8, "raw-stream": 0.15, "stream-raw": 0.3,
     "tib-convert": 0.2, "tib-check": 0.2, "tib-map": 0.2, "tib-compare": 0.2,
     "check": 0.7, "map": 0.7, "measure": 0.7, "measure-raw": 0.7, "compare": 0.7, "compare-raw": 0.7,
