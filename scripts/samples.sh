@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fetches images that other products have made (Virtual PC, Hyper-V, Disk2vhd, ESXi, Parallels, Bochs...): the samples
+# Fetches images that other products have made (Virtual PC, Hyper-V, Disk2vhd, VMware, Parallels, Bochs...): the samples
 # that QEMU's own tests use, out of the source package that apt knows as `qemu`. Tests read them where they are there.
 #
 #   scripts/samples.sh FOLDER
