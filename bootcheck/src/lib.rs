@@ -1,0 +1,1 @@
+//! Boots a disk in a small KVM virtual machine and says whether it works.

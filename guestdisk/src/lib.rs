@@ -1,0 +1,1 @@
+//! Reads what lies on a guest's disk: partitions, volumes, file systems, boot loader configuration.

@@ -1,0 +1,1 @@
+//! Network block devices: protocol, server, client and the kernel's devices.
