@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Installs what a make target needs and the machine lacks, by apt, tool by tool.
 #
-#   scripts/deps.sh demo|test|bench|lint
+#   scripts/deps.sh demo|test|bench|lint|lab
 #
-# A tool that is there is left alone, whatever its version. Without root, sudo or apt it says what is
-# missing and goes on: every user of these tools can do without (and says so).
+# A tool that is there is left alone, whatever its version, and nothing is removed. Without root, sudo or apt
+# it says what is missing and goes on: every user of these tools can do without (and says so).
 set -u
 
 export PATH="$PATH:/usr/sbin:/sbin"
@@ -14,12 +14,15 @@ purpose=${1:-test}
 build="cc:gcc ld:binutils"
 disk="mke2fs:e2fsprogs sfdisk:fdisk dpkg-deb:dpkg"
 qemu="qemu-img:qemu-utils qemu-io:qemu-utils qemu-nbd:qemu-utils"
+# What tests/lab/kvm-lab needs; the kernel in it is fetched by the lab itself.
+lab="qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:kmod readelf:binutils xz:xz-utils setpriv:util-linux mke2fs:e2fsprogs"
 case $purpose in
     demo) wanted="$build $disk $qemu" ;;
-    test) wanted="$build $qemu bunzip2:bzip2 xz:xz-utils cryptsetup:cryptsetup-bin create_compressed_fs:cloop-utils bximage:bximage tar:tar prlimit:util-linux unshare:util-linux timeout:coreutils vhdiinfo:libvhdi-utils vmdkinfo:libvmdk-utils" ;;
+    test) wanted="$build $qemu bunzip2:bzip2 xz:xz-utils cryptsetup:cryptsetup-bin create_compressed_fs:cloop-utils bximage:bximage tar:tar prlimit:util-linux unshare:util-linux timeout:coreutils vhdiinfo:libvhdi-utils vmdkinfo:libvmdk-utils sfdisk:fdisk $lab" ;;
     bench) wanted="$build $disk $qemu python3:python3 mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount" ;;
     lint) wanted="$build" ;;
-    *) echo "usage: deps.sh demo|test|bench|lint" >&2; exit 1 ;;
+    lab) wanted="$lab" ;;
+    *) echo "usage: deps.sh demo|test|bench|lint|lab" >&2; exit 1 ;;
 esac
 
 packages=""
@@ -45,10 +48,33 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
 }
 
+apt() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get "$@" </dev/null
+}
+
+# QEMU's packages go together: beside qemu-img from backports, the emulator of the distribution proper would
+# throw qemu-img out. So what is missing of QEMU comes from where the rest has come from, and that suite is
+# named to apt (in a file of its own) where nobody has done so.
+suite=""
+qemu_suite() {
+    case $packages in *qemu*) ;; *) return ;; esac
+    # shellcheck disable=SC2016 # dpkg's variable
+    case $(dpkg-query -W -f '${Version} ' qemu-utils qemu-system-common 2>/dev/null) in *~bpo*) ;; *) return ;; esac
+    # shellcheck disable=SC1091 # the machine's own
+    codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    suite=$codename-backports
+    apt-cache policy | grep -q "n=$suite" && return
+    mirror=$(apt-cache policy | sed -n "s|^ *[0-9]* \([a-z]*:[^ ]*\) $codename/main .*|\1|p" | head -1)
+    keys=/usr/share/keyrings/debian-archive-keyring.gpg
+    echo "deps: naming $suite to apt, for qemu-utils comes from there"
+    echo "deb $([ -e $keys ] && echo "[signed-by=$keys]") $mirror $suite main" |
+        as_root tee /etc/apt/sources.list.d/vimg-backports.list >/dev/null
+    apt update -qq >/dev/null 2>&1
+}
+
 install() {
     # shellcheck disable=SC2086 # a list of words
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages \
-        >/dev/null 2>&1 </dev/null
+    apt install -y -qq --no-install-recommends --no-remove ${suite:+-t "$suite"} $packages >/dev/null 2>&1
 }
 
 if [ -n "$missing" ]; then
@@ -59,11 +85,13 @@ if [ -n "$missing" ]; then
         echo "deps: neither root nor sudo; going on without. As root: apt-get install$packages"
     else
         echo "deps: installing$packages"
-        install || { as_root apt-get update -qq >/dev/null 2>&1; install; } \
+        qemu_suite
+        install || { apt update -qq >/dev/null 2>&1; install; } \
             || echo "deps: apt-get could not install all of$packages; going on without"
     fi
 fi
 
+[ "$purpose" = lab ] && exit 0
 # The compiler comes from rustup; Debian's is too old for the 2024 edition.
 need=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml" | head -1)
 have=$(cargo --version 2>/dev/null | cut -d' ' -f2)

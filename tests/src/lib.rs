@@ -14,6 +14,7 @@
 //! * [`shape`] is the matrix of qcow2 variants.
 //! * [`forge`] writes qcow2 images that nobody should write.
 //! * [`foreign`] writes images of formats that are only read, and archives.
+//! * [`lab`] runs a script in a Linux of our own, with root, loop, nbd and KVM.
 //! * [`fuzz`] has the bodies of the fuzz targets.
 //!
 //! A harness may panic and print: a failure here is the failure of the test that called it.
@@ -25,6 +26,7 @@ pub mod dir;
 pub mod foreign;
 pub mod forge;
 pub mod fuzz;
+pub mod lab;
 pub mod ops;
 pub mod shape;
 pub mod skip;

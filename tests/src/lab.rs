@@ -1,0 +1,40 @@
+//! A Linux of our own: `tests/lab/kvm-lab` runs a script in a small guest that has `/dev/kvm`, `nbd`, `loop` and
+//! every file system, wherever the tests run. A start takes seconds, so that a test bundles what it wants to see.
+
+use std::path::{Path, PathBuf};
+
+use crate::command::{Cmd, Ran};
+use crate::skip::{Need, tool};
+
+/// Where the lab is: `VIMG_LAB`, or the project's own.
+fn path() -> PathBuf {
+    std::env::var_os("VIMG_LAB")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/kvm-lab"), PathBuf::from)
+}
+
+/// The lab, with everything that it is made of.
+///
+/// # Errors
+/// Something is missing.
+pub fn lab() -> Need {
+    for name in ["qemu-system-x86_64", "busybox", "cpio", "depmod", "setpriv", "apt-get", "dpkg-deb"] {
+        tool(name).map_err(|reason| format!("{reason}, which the lab needs (scripts/deps.sh lab)"))?;
+    }
+    let prepared = Cmd::new(path()).words("--prepare").timeout(600).run();
+    if prepared.code == Some(0) { Ok(()) } else { Err(format!("no lab: {}", prepared.stderr.trim())) }
+}
+
+/// A script of bash to be run in the lab, in `dir`, which it can write to; everything else it writes is gone afterwards.
+/// `$VIMG` is the program.
+#[must_use]
+pub fn script(dir: &Path, script: &str) -> Cmd {
+    let vimg = crate::command::vimg_path();
+    let text = format!("set -eu\nVIMG='{}'\n{script}", vimg.display());
+    Cmd::new(path()).words("--timeout 540 -- bash -c").arg(text).dir(dir).timeout(600)
+}
+
+/// Runs it and expects success.
+#[track_caller]
+pub fn run(dir: &Path, text: &str) -> Ran {
+    script(dir, text).run().expect_code(0)
+}
