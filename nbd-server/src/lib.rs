@@ -1,1 +1,20 @@
-//! Network block devices: protocol, server, client and the kernel's devices.
+//! Network block devices: the protocol, a server for any disk, a client that is a disk, and the kernel's devices.
+//!
+//! Written from the protocol's document (`doc/proto.md` of the NetworkBlockDevice project) and from the behaviour of
+//! its implementations.
+//!
+//! ```text
+//!    client                                    server
+//!      |   greeting, flags                        |      handshake
+//!      |   option, reply; option, reply ...       |
+//!      |   NBD_OPT_GO  ------------------------>  |
+//!      |   <----------------- size, flags, ACK    |
+//!      |   request, request, request  --------->  |      transmission
+//!      |   <--------  replies, in any order       |
+//! ```
+//!
+//! * [`proto`] has every number and record of the wire.
+//! * [`channel`] is a connection's bytes, in the clear or through TLS.
+
+pub mod channel;
+pub mod proto;
