@@ -15,6 +15,8 @@
 //!
 //! * [`proto`] has every number and record of the wire.
 //! * [`channel`] is a connection's bytes, in the clear or through TLS.
+//! * [`tls`] is how both ends prove who they are.
 
 pub mod channel;
 pub mod proto;
+pub mod tls;
