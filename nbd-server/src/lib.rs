@@ -16,7 +16,9 @@
 //! * [`proto`] has every number and record of the wire.
 //! * [`channel`] is a connection's bytes, in the clear or through TLS.
 //! * [`tls`] is how both ends prove who they are.
+//! * [`kernel`] has the devices of the kernel: `/dev/nbd0`.
 
 pub mod channel;
+pub mod kernel;
 pub mod proto;
 pub mod tls;
