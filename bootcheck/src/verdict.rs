@@ -1,0 +1,395 @@
+//! The verdict: from what is known about a run to whether the image boots, and why not.
+//!
+//! [`judge`] is a function of recorded facts and nothing else, so that every case can be tested without a guest.
+
+use std::time::Duration;
+
+use crate::engine::{DiskActivity, Ending, Outcome};
+use crate::watch::Watched;
+
+/// Why an image does not boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The guest has no driver for the disk: it asked for its root device and never read the disk.
+    NoDiskDriver,
+    /// The root device that the boot entry names is not there.
+    RootNotFound,
+    /// The root device is there, but what is on it cannot be mounted.
+    RootNotMounted,
+    /// The root file system has no init.
+    NoInit,
+    /// The init has ended or has stopped itself.
+    InitDied,
+    /// Any other kernel panic.
+    KernelPanic,
+    /// The kernel is cut off or damaged.
+    KernelDamaged,
+    /// The initramfs ended in a shell (or rebooted instead).
+    InitramfsShell,
+    /// The same, by dracut.
+    DracutShell,
+    /// The system came up as far as a shell for maintenance.
+    EmergencyMode,
+    /// The boot loader cannot go on.
+    BootLoader,
+    /// The firmware has found nothing to boot.
+    NoBootLoader,
+    /// A pattern of the user's (`--fail`).
+    Pattern,
+    /// The processor has given up.
+    TripleFault,
+    /// The guest has reset the machine.
+    Reset,
+    /// The guest has switched the machine off.
+    PowerOff,
+    /// The processor (or KVM) cannot go on.
+    Stuck,
+    /// The time is over, and the guest has not printed anything.
+    NoOutput,
+    /// The time is over.
+    Timeout,
+}
+
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 19] = [
+        Self::NoDiskDriver,
+        Self::RootNotFound,
+        Self::RootNotMounted,
+        Self::NoInit,
+        Self::InitDied,
+        Self::KernelPanic,
+        Self::KernelDamaged,
+        Self::InitramfsShell,
+        Self::DracutShell,
+        Self::EmergencyMode,
+        Self::BootLoader,
+        Self::NoBootLoader,
+        Self::Pattern,
+        Self::TripleFault,
+        Self::Reset,
+        Self::PowerOff,
+        Self::Stuck,
+        Self::NoOutput,
+        Self::Timeout,
+    ];
+
+    /// Its name in documents.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoDiskDriver => "no-disk-driver",
+            Self::RootNotFound => "root-not-found",
+            Self::RootNotMounted => "root-not-mounted",
+            Self::NoInit => "no-init",
+            Self::InitDied => "init-died",
+            Self::KernelPanic => "kernel-panic",
+            Self::KernelDamaged => "kernel-damaged",
+            Self::InitramfsShell => "initramfs-shell",
+            Self::DracutShell => "dracut-shell",
+            Self::EmergencyMode => "emergency-mode",
+            Self::BootLoader => "boot-loader",
+            Self::NoBootLoader => "no-boot-loader",
+            Self::Pattern => "pattern",
+            Self::TripleFault => "triple-fault",
+            Self::Reset => "reset",
+            Self::PowerOff => "power-off",
+            Self::Stuck => "stuck",
+            Self::NoOutput => "no-output",
+            Self::Timeout => "timeout",
+        }
+    }
+
+    /// In words.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::NoDiskDriver => {
+                "the guest never read its disk: the initramfs has no driver for it (virtio_blk)"
+            }
+            Self::RootNotFound => "the root device that the boot entry names is not there",
+            Self::RootNotMounted => "the root file system cannot be mounted",
+            Self::NoInit => "the root file system has no init",
+            Self::InitDied => "the init has ended",
+            Self::KernelPanic => "kernel panic",
+            Self::KernelDamaged => "the kernel is cut off or damaged",
+            Self::InitramfsShell => "the initramfs gave up",
+            Self::DracutShell => "dracut's initramfs gave up",
+            Self::EmergencyMode => "the system stopped in emergency mode",
+            Self::BootLoader => "the boot loader gave up",
+            Self::NoBootLoader => "the firmware found nothing to boot",
+            Self::Pattern => "the console shows what --fail looks for",
+            Self::TripleFault => "triple fault",
+            Self::Reset => "the guest reset the machine",
+            Self::PowerOff => "the guest switched the machine off",
+            Self::Stuck => "the processor cannot go on",
+            Self::NoOutput => "the time is over, and nothing was printed on the serial console",
+            Self::Timeout => "the time is over",
+        }
+    }
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It boots.
+    Booted,
+    /// It does not.
+    NotBooted {
+        /// Why.
+        reason: Reason,
+        /// More about it, in words.
+        detail: Option<String>,
+    },
+    /// Nothing is known about the image.
+    NotChecked {
+        /// Why.
+        error: String,
+        /// What to do about it.
+        hints: Vec<String>,
+        /// The user has ended it.
+        cancelled: bool,
+    },
+}
+
+impl Verdict {
+    /// A check that could not be made.
+    pub fn not_checked(error: &block::Error) -> Self {
+        Self::NotChecked {
+            error: error.to_string(),
+            hints: error.hints().to_vec(),
+            cancelled: error.kind() == block::ErrorKind::Cancelled,
+        }
+    }
+
+    /// Its name in documents.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Booted => "booted",
+            Self::NotBooted { .. } => "not-booted",
+            Self::NotChecked { .. } => "not-checked",
+        }
+    }
+
+    /// The exit code: 0 booted, 1 did not boot, 2 not checked.
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Booted => 0,
+            Self::NotBooted { .. } => 1,
+            Self::NotChecked { .. } => 2,
+        }
+    }
+}
+
+/// Why the check stopped looking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// The guest ended by itself.
+    GuestEnded,
+    /// The console has told enough.
+    Decided,
+    /// The time was over.
+    TimeLimit(Duration),
+    /// The user wanted it.
+    Cancelled,
+}
+
+/// Judges a run.
+pub fn judge(stopped: Stopped, watched: &Watched, outcome: &Outcome) -> Verdict {
+    // What the console has told counts, whatever came after it.
+    if let Some(failure) = watched.failures.first() {
+        return not_booted(refine(failure.reason, &outcome.disks), None);
+    }
+    if watched.success.is_some() {
+        return Verdict::Booted;
+    }
+    if stopped == Stopped::Cancelled {
+        return Verdict::NotChecked { error: "cancelled".to_owned(), hints: vec![], cancelled: true };
+    }
+    if let Stopped::TimeLimit(limit) = stopped {
+        return out_of_time(limit, watched);
+    }
+    let (reason, detail) = match &outcome.ending {
+        Ending::PowerOff => (Reason::PowerOff, waiting_for(watched)),
+        Ending::Reset { how } => (Reason::Reset, Some(format!("by {how}{}", also_waiting(watched)))),
+        Ending::TripleFault => (Reason::TripleFault, None),
+        Ending::Stuck { reason } => (Reason::Stuck, Some(reason.clone())),
+        Ending::EngineDied { reason } => return engine_failed(format!("the engine has ended: {reason}")),
+        Ending::Stopped => return engine_failed("the engine stopped the guest unasked".to_owned()),
+    };
+    not_booted(reason, detail)
+}
+
+fn not_booted(reason: Reason, detail: Option<String>) -> Verdict {
+    Verdict::NotBooted { reason, detail }
+}
+
+fn engine_failed(error: String) -> Verdict {
+    Verdict::NotChecked { error, hints: vec![], cancelled: false }
+}
+
+/// A guest that misses its root device, or gave up in its initramfs, and has not read one sector, cannot see disks.
+fn refine(reason: Reason, disks: &[DiskActivity]) -> Reason {
+    let about_disks = matches!(
+        reason,
+        Reason::RootNotFound | Reason::RootNotMounted | Reason::InitramfsShell | Reason::DracutShell
+    );
+    let untouched = |disk: &DiskActivity| disk.reads == 0 && disk.errors == 0;
+    if about_disks && !disks.is_empty() && disks.iter().all(untouched) {
+        Reason::NoDiskDriver
+    } else {
+        reason
+    }
+}
+
+fn out_of_time(limit: Duration, watched: &Watched) -> Verdict {
+    let limit = format!("after {} s", limit.as_secs());
+    if watched.bytes == 0 {
+        return not_booted(Reason::NoOutput, Some(limit));
+    }
+    let reached = watched.stations.iter().max_by_key(|station| station.milestone);
+    let reached = reached.map(|station| format!("; the last station was: {}", station.milestone.words()));
+    not_booted(
+        Reason::Timeout,
+        Some(format!("{limit}{}{}", reached.unwrap_or_default(), also_waiting(watched))),
+    )
+}
+
+fn also_waiting(watched: &Watched) -> String {
+    waiting_for(watched).map(|text| format!("; {text}")).unwrap_or_default()
+}
+
+/// What the user expected and has not been seen.
+fn waiting_for(watched: &Watched) -> Option<String> {
+    let waiting = watched.waiting_for.as_ref()?;
+    Some(format!(
+        "still waiting for '{waiting}' ({} of {} patterns seen)",
+        watched.expected_seen, watched.expected
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pattern::Milestone;
+    use crate::watch::{Failure, Match, Station};
+
+    fn outcome(ending: Ending) -> Outcome {
+        Outcome {
+            ending,
+            cpus: vec![],
+            disks: vec![DiskActivity { reads: 1, ..DiskActivity::default() }],
+            startup: Duration::ZERO,
+        }
+    }
+
+    fn seen(name: &str) -> Match {
+        Match { pattern: name.to_owned(), line: "line".to_owned(), at: Duration::from_secs(1) }
+    }
+
+    fn failing(reason: Reason) -> Watched {
+        Watched { bytes: 9, failures: vec![Failure { reason, seen: seen("p") }], ..Watched::default() }
+    }
+
+    #[track_caller]
+    fn expect_reason(verdict: &Verdict, expected: Reason) {
+        match verdict {
+            Verdict::NotBooted { reason, .. } => assert_eq!(*reason, expected),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(verdict.exit_code(), 1);
+    }
+
+    #[test]
+    fn a_prompt_is_success_whatever_comes_then() {
+        let watched = Watched { bytes: 1, success: Some(seen("login prompt")), ..Watched::default() };
+        for ending in [Ending::Stopped, Ending::PowerOff, Ending::TripleFault] {
+            let verdict = judge(Stopped::Decided, &watched, &outcome(ending));
+            assert_eq!((&verdict, verdict.exit_code()), (&Verdict::Booted, 0));
+        }
+        // Also at the last moment.
+        let late = judge(Stopped::TimeLimit(Duration::from_secs(1)), &watched, &outcome(Ending::Stopped));
+        assert_eq!(late, Verdict::Booted);
+    }
+
+    #[test]
+    fn the_first_failure_is_the_reason() {
+        let mut watched = failing(Reason::RootNotMounted);
+        watched.failures.push(Failure { reason: Reason::KernelPanic, seen: seen("q") });
+        let verdict = judge(Stopped::GuestEnded, &watched, &outcome(Ending::Reset { how: "ACPI" }));
+        expect_reason(&verdict, Reason::RootNotMounted);
+    }
+
+    #[test]
+    fn who_never_reads_has_no_driver() {
+        for reason in [Reason::RootNotFound, Reason::InitramfsShell, Reason::DracutShell] {
+            let mut ended = outcome(Ending::Stopped);
+            expect_reason(&judge(Stopped::Decided, &failing(reason), &ended), reason);
+            ended.disks = vec![DiskActivity::default(), DiskActivity::default()];
+            expect_reason(&judge(Stopped::Decided, &failing(reason), &ended), Reason::NoDiskDriver);
+            // Nothing is known about disks that nobody counted.
+            ended.disks.clear();
+            expect_reason(&judge(Stopped::Decided, &failing(reason), &ended), reason);
+        }
+        let mut ended = outcome(Ending::Stopped);
+        ended.disks = vec![DiskActivity::default()];
+        expect_reason(&judge(Stopped::Decided, &failing(Reason::KernelPanic), &ended), Reason::KernelPanic);
+    }
+
+    #[test]
+    fn time_limits() {
+        let limit = Stopped::TimeLimit(Duration::from_secs(60));
+        let silent = judge(limit, &Watched::default(), &outcome(Ending::Stopped));
+        expect_reason(&silent, Reason::NoOutput);
+        let watched = Watched {
+            bytes: 100,
+            stations: vec![
+                Station { milestone: Milestone::Initramfs, at: Duration::ZERO, line: String::new() },
+                Station { milestone: Milestone::Kernel, at: Duration::ZERO, line: String::new() },
+            ],
+            expected: 3,
+            expected_seen: 1,
+            waiting_for: Some("ready".to_owned()),
+            ..Watched::default()
+        };
+        let verdict = judge(limit, &watched, &outcome(Ending::Stopped));
+        expect_reason(&verdict, Reason::Timeout);
+        let Verdict::NotBooted { detail: Some(detail), .. } = verdict else { panic!() };
+        assert_eq!(
+            detail,
+            "after 60 s; the last station was: initramfs; still waiting for 'ready' (1 of 3 patterns seen)"
+        );
+    }
+
+    #[test]
+    fn endings_without_words() {
+        let watched = Watched { bytes: 5, ..Watched::default() };
+        for (ending, reason) in [
+            (Ending::PowerOff, Reason::PowerOff),
+            (Ending::Reset { how: "port 0xcf9" }, Reason::Reset),
+            (Ending::TripleFault, Reason::TripleFault),
+            (Ending::Stuck { reason: "internal error 1".to_owned() }, Reason::Stuck),
+        ] {
+            expect_reason(&judge(Stopped::GuestEnded, &watched, &outcome(ending)), reason);
+        }
+    }
+
+    #[test]
+    fn what_says_nothing_about_the_image_is_no_verdict() {
+        let watched = Watched { bytes: 5, ..Watched::default() };
+        for (stopped, ending) in [
+            (Stopped::Cancelled, Ending::Stopped),
+            (Stopped::GuestEnded, Ending::EngineDied { reason: "killed".to_owned() }),
+            (Stopped::GuestEnded, Ending::Stopped),
+        ] {
+            let verdict = judge(stopped, &watched, &outcome(ending));
+            assert_eq!((verdict.name(), verdict.exit_code()), ("not-checked", 2));
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_plain() {
+        let names: std::collections::BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+        assert_eq!(names.len(), Reason::ALL.len());
+        assert!(names.iter().all(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')));
+    }
+}
