@@ -221,6 +221,16 @@ impl Channel {
         }
     }
 
+    /// Something that ends the connection from outside, while somebody else uses the channel.
+    ///
+    /// # Errors
+    /// The system gives no descriptor.
+    pub fn shutter(&self) -> io::Result<Shutter> {
+        let sockets = self.wire.descriptors().map(|fd| fd.map(OwnedFd::try_clone).transpose());
+        let [one, other] = sockets;
+        Ok(Shutter { sockets: [one?, other?] })
+    }
+
     /// Ends the connection in both directions: whoever waits on it is woken. Without effect on pipes.
     pub fn shutdown(&self) {
         self.wire.shutdown(Shutdown::Both);
@@ -286,15 +296,40 @@ impl Wire {
         }
     }
 
-    fn shutdown(&self, how: Shutdown) {
-        let sockets = match self {
+    fn descriptors(&self) -> [Option<&OwnedFd>; 2] {
+        match self {
             Self::Socket(socket) => [Some(socket), None],
             Self::Pair { input, output } => [Some(input), Some(output)],
-        };
-        for socket in sockets.into_iter().flatten() {
-            // A connection that has ended already, or a pipe.
-            let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), how);
         }
+    }
+
+    fn shutdown(&self, how: Shutdown) {
+        shut(self.descriptors(), how);
+    }
+}
+
+fn shut(sockets: [Option<&OwnedFd>; 2], how: Shutdown) {
+    for socket in sockets.into_iter().flatten() {
+        // A connection that has ended already, or a pipe.
+        let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), how);
+    }
+}
+
+/// Ends a connection from outside.
+#[derive(Debug)]
+pub struct Shutter {
+    sockets: [Option<OwnedFd>; 2],
+}
+
+impl Shutter {
+    /// See [`Channel::shutdown`].
+    pub fn shutdown(&self) {
+        shut(self.sockets.each_ref().map(Option::as_ref), Shutdown::Both);
+    }
+
+    /// See [`Channel::shutdown_receive`].
+    pub fn shutdown_receive(&self) {
+        shut(self.sockets.each_ref().map(Option::as_ref), Shutdown::Read);
     }
 }
 

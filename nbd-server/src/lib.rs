@@ -21,4 +21,5 @@
 pub mod channel;
 pub mod kernel;
 pub mod proto;
+pub mod server;
 pub mod tls;
