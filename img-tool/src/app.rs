@@ -264,6 +264,7 @@ fn run(cli: &Cli, app: &App) -> Outcome {
         Command::Info(args) => cmd::info::run(args, app),
         Command::Map(args) => cmd::map::run(args, app),
         Command::Measure(args) => cmd::measure::run(args, app),
+        Command::Nbd(args) => cmd::nbd::run(args, app),
         Command::Rebase(args) => cmd::rebase::run(args, app),
         Command::Resize(args) => cmd::resize::run(args, app),
         Command::Snapshot(args) => cmd::snapshot::run(args, app),

@@ -83,6 +83,8 @@ pub(crate) enum Command {
     Map(cmd::map::Args),
     /// Calculate the file size required for a new image
     Measure(cmd::measure::Args),
+    /// Show images as disks of this machine: /dev/nbd0
+    Nbd(cmd::nbd::Args),
     /// Change the backing file of an image
     Rebase(cmd::rebase::Args),
     /// Change the size of an image

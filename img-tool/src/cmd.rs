@@ -16,6 +16,7 @@ pub(crate) mod info;
 pub(crate) mod man;
 pub(crate) mod map;
 pub(crate) mod measure;
+pub(crate) mod nbd;
 pub(crate) mod rebase;
 pub(crate) mod resize;
 pub(crate) mod snapshot;

@@ -233,6 +233,8 @@ impl DeadLinks {
 pub struct Detach {
     /// Whoever uses it loses it, with what the kernel has not written back.
     pub force: bool,
+    /// Its server is dead: nothing can be written back, and waiting for that would take for ever.
+    pub server_gone: bool,
 }
 
 /// Writes back what the kernel has cached, disconnects, and waits until the device is free: without size, without owner,
@@ -245,15 +247,9 @@ pub fn detach(device: Device, how: Detach) -> Result<()> {
     let status = status(device).filter(Status::connected);
     let status =
         status.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("{device} is not connected")))?;
-    if how.force {
-        disconnect(device)?;
-        wait_until_free(device)?;
-        let left = self::status(device).map(|status| status.partitions).unwrap_or_default();
-        return if left.is_empty() {
-            Ok(())
-        } else {
-            partition::remove(&open_exclusively(device)?, device, &left)
-        };
+    if how.force || how.server_gone {
+        let users = if how.force { vec![] } else { users::of(device, status.pid) };
+        return if users.is_empty() { abandon(device) } else { Err(busy(device, &users)) };
     }
     // As long as this is open nobody can mount it.
     let disk = open_exclusively(device)?;
@@ -268,6 +264,14 @@ pub fn detach(device: Device, how: Detach) -> Result<()> {
     disconnect(device)?;
     drop(disk);
     wait_until_free(device)
+}
+
+/// Takes a device away as it is: opening it, even, could mean to wait for its server.
+fn abandon(device: Device) -> Result<()> {
+    disconnect(device)?;
+    wait_until_free(device)?;
+    let left = status(device).map(|status| status.partitions).unwrap_or_default();
+    if left.is_empty() { Ok(()) } else { partition::remove(&open_exclusively(device)?, device, &left) }
 }
 
 fn disconnect(device: Device) -> Result<()> {
