@@ -4,7 +4,7 @@
 //! such a field and give zero for one that lies outside, so that no byte of a disk can make them panic; whoever needs
 //! to know the difference checks the record's length first.
 
-use block::{BlockDevice, Error, ErrorKind, Result, ResultExt};
+use block::{BlockDevice, Error, ErrorKind, Result};
 
 use crate::guid::Guid;
 
@@ -75,11 +75,6 @@ pub(crate) fn read_some(device: &dyn BlockDevice, offset: u64, len: usize) -> Re
 /// An error about what lies on the disk: it contradicts itself.
 pub(crate) fn corrupt(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Corrupt, message)
-}
-
-/// Says of what the numbers were when a read failed.
-pub(crate) fn of<T>(result: Result<T>, what: &str) -> Result<T> {
-    result.context(|| what.to_owned())
 }
 
 #[cfg(test)]

@@ -1,0 +1,343 @@
+//! All disks of a guest, and the volumes on them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use block::{BlockDevice, Error, ErrorKind, Result};
+
+use crate::detect::{Content, detect};
+use crate::fs::FileSystem;
+use crate::lvm;
+use crate::partition::{self, Partition, Role, Table};
+
+/// The most volumes that are looked at.
+const MOST_VOLUMES: usize = 1024;
+
+/// What can be found on the disks of one guest.
+#[derive(Debug)]
+pub struct Disks {
+    disks: Vec<Disk>,
+    volumes: Vec<Volume>,
+    groups: Vec<lvm::Group>,
+    problems: Vec<String>,
+}
+
+/// One disk.
+#[derive(Debug)]
+pub struct Disk {
+    /// The disk itself.
+    pub device: Arc<dyn BlockDevice>,
+    /// Its partition table, if it has one.
+    pub table: Option<Table>,
+}
+
+/// Where a volume lies.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Location {
+    /// All of the disk of this index.
+    Whole {
+        /// Index of the disk, from 0.
+        disk: usize,
+    },
+    /// A partition.
+    Partition {
+        /// Index of the disk, from 0.
+        disk: usize,
+        /// Number of the partition.
+        number: u32,
+    },
+    /// A logical volume of LVM.
+    Logical {
+        /// Name of the volume group.
+        group: String,
+        /// Name of the volume.
+        name: String,
+    },
+}
+
+impl Location {
+    /// The disk that it lies on; `None` for a logical volume, which may lie on several.
+    pub fn disk(&self) -> Option<usize> {
+        match self {
+            Self::Whole { disk } | Self::Partition { disk, .. } => Some(*disk),
+            Self::Logical { .. } => None,
+        }
+    }
+}
+
+/// `disk 1`, `disk 1 partition 2`, `/dev/group/name`: disks count from 1 for people.
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole { disk } => write!(f, "disk {}", disk + 1),
+            Self::Partition { disk, number } => write!(f, "disk {} partition {number}", disk + 1),
+            Self::Logical { group, name } => write!(f, "/dev/{group}/{name}"),
+        }
+    }
+}
+
+/// Something that could hold a file system: a disk, a partition, a logical volume.
+#[derive(Debug)]
+pub struct Volume {
+    /// Where it lies.
+    pub location: Location,
+    /// Its bytes.
+    pub device: Arc<dyn BlockDevice>,
+    /// What it holds, as far as that is known.
+    pub content: Option<Content>,
+    /// The entry of the partition table that it is.
+    pub partition: Option<Partition>,
+}
+
+impl Volume {
+    /// The file system on it.
+    ///
+    /// # Errors
+    /// As [`FileSystem::open`].
+    pub fn file_system(&self) -> Result<FileSystem> {
+        use block::ResultExt as _;
+        FileSystem::open(Arc::clone(&self.device)).context(|| self.location.to_string())
+    }
+
+    /// Whether there is a file system on it that can be read.
+    pub fn is_readable(&self) -> bool {
+        self.content.as_ref().is_some_and(|content| content.kind.is_readable())
+    }
+
+    /// The UUID of what it holds; empty if there is none.
+    pub fn uuid(&self) -> &str {
+        self.content.as_ref().map_or("", |content| &content.uuid)
+    }
+
+    /// The label of what it holds; empty if there is none.
+    pub fn label(&self) -> &str {
+        self.content.as_ref().map_or("", |content| &content.label)
+    }
+
+    /// The PARTUUID; empty if it is no partition or has none.
+    pub fn partuuid(&self) -> &str {
+        self.partition.as_ref().map_or("", |partition| &partition.uuid)
+    }
+
+    fn partlabel(&self) -> &str {
+        self.partition.as_ref().map_or("", |partition| &partition.name)
+    }
+}
+
+impl Disks {
+    /// Looks at one disk.
+    ///
+    /// # Errors
+    /// As [`open_all`](Self::open_all).
+    pub fn open(device: Arc<dyn BlockDevice>) -> Result<Self> {
+        Self::open_all(vec![device])
+    }
+
+    /// Looks at all disks of a guest, in the order in which the guest has them. Whatever is damaged on them is told by
+    /// [`problems`](Self::problems).
+    ///
+    /// # Errors
+    /// A device failed.
+    pub fn open_all(devices: Vec<Arc<dyn BlockDevice>>) -> Result<Self> {
+        let mut disks = Self { disks: vec![], volumes: vec![], groups: vec![], problems: vec![] };
+        for device in devices {
+            disks.add(device)?;
+        }
+        disks.add_logical()?;
+        Ok(disks)
+    }
+
+    fn add(&mut self, device: Arc<dyn BlockDevice>) -> Result<()> {
+        let disk = self.disks.len();
+        let table = match partition::read(&*device) {
+            Ok(table) => table,
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                self.problems.push(format!("disk {}: {error}", disk + 1));
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        match &table {
+            None => self.push(Location::Whole { disk }, Arc::clone(&device), None)?,
+            Some(table) => {
+                self.problems
+                    .extend(table.problems.iter().map(|problem| format!("disk {}: {problem}", disk + 1)));
+                for found in table.partitions.iter().filter(|found| found.role != Role::Extended) {
+                    let location = Location::Partition { disk, number: found.number };
+                    self.push(location, Arc::new(found.slice(Arc::clone(&device))?), Some(found.clone()))?;
+                }
+            }
+        }
+        self.disks.push(Disk { device, table });
+        Ok(())
+    }
+
+    fn push(
+        &mut self,
+        location: Location,
+        device: Arc<dyn BlockDevice>,
+        partition: Option<Partition>,
+    ) -> Result<()> {
+        if self.volumes.len() >= MOST_VOLUMES {
+            return Ok(());
+        }
+        let content = detect(&*device)?;
+        self.volumes.push(Volume { location, device, content, partition });
+        Ok(())
+    }
+
+    /// Adds the logical volumes of all groups whose physical volumes have been found.
+    fn add_logical(&mut self) -> Result<()> {
+        let is_physical = |volume: &&Volume| {
+            volume.content.as_ref().is_some_and(|found| found.kind == crate::detect::Kind::Lvm2)
+        };
+        let physical: Vec<_> =
+            self.volumes.iter().filter(is_physical).map(|volume| Arc::clone(&volume.device)).collect();
+        let found = lvm::scan(&physical)?;
+        self.problems.extend(found.problems);
+        for group in &found.groups {
+            for logical in group.volumes.iter().filter(|logical| logical.visible) {
+                let location = Location::Logical { group: group.name.clone(), name: logical.name.clone() };
+                match logical.device() {
+                    Ok(device) => self.push(location, device, None)?,
+                    Err(error) => self.problems.push(format!("{location}: {error}")),
+                }
+            }
+        }
+        self.groups = found.groups;
+        Ok(())
+    }
+
+    /// The disks, as they were given.
+    pub fn disks(&self) -> &[Disk] {
+        &self.disks
+    }
+
+    /// Everything that could hold a file system, in the order of disks and partitions, logical volumes last.
+    pub fn volumes(&self) -> &[Volume] {
+        &self.volumes
+    }
+
+    /// The volume groups of LVM.
+    pub fn volume_groups(&self) -> &[lvm::Group] {
+        &self.groups
+    }
+
+    /// What is wrong, in sentences for people.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    /// The volume that a guest would find under a name as `root=` and fstab have it: `UUID=`, `LABEL=`, `PARTUUID=`,
+    /// `PARTLABEL=`, `/dev/disk/by-*/...`, `/dev/GROUP/NAME`, `/dev/mapper/GROUP-NAME`, and `/dev/sda1` and the
+    /// like, by the order of the disks.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn find(&self, name: &str) -> Result<&Volume> {
+        let found = match Name::parse(name) {
+            Some(Name::Uuid(uuid)) => self.by(uuid, Volume::uuid),
+            Some(Name::Label(label)) => self.volumes.iter().find(|volume| volume.label() == label),
+            Some(Name::PartUuid(uuid)) => self.by(uuid, Volume::partuuid),
+            Some(Name::PartLabel(label)) => self.volumes.iter().find(|volume| volume.partlabel() == label),
+            Some(Name::Place(location)) => self.volumes.iter().find(|volume| volume.location == location),
+            Some(Name::Mapper(name)) => self.volumes.iter().find(|volume| match &volume.location {
+                Location::Logical { group, name: own } => lvm::mapper_name(group, own) == name,
+                _ => false,
+            }),
+            None => None,
+        };
+        found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no volume of this guest is '{name}'")))
+    }
+
+    fn by(&self, wanted: &str, own: impl Fn(&Volume) -> &str) -> Option<&Volume> {
+        self.volumes.iter().find(|volume| !wanted.is_empty() && own(volume).eq_ignore_ascii_case(wanted))
+    }
+}
+
+/// The ways to name a volume.
+#[derive(Debug, PartialEq, Eq)]
+enum Name<'a> {
+    Uuid(&'a str),
+    Label(&'a str),
+    PartUuid(&'a str),
+    PartLabel(&'a str),
+    Place(Location),
+    Mapper(&'a str),
+}
+
+/// What is in front of a name, the folder of links that udev makes of it, and what it is the name of.
+type Tag<'a> = (&'static str, &'static str, fn(&'a str) -> Name<'a>);
+
+impl<'a> Name<'a> {
+    fn parse(name: &'a str) -> Option<Self> {
+        let tags: [Tag<'a>; 4] = [
+            ("UUID=", "/dev/disk/by-uuid/", Self::Uuid),
+            ("LABEL=", "/dev/disk/by-label/", Self::Label),
+            ("PARTUUID=", "/dev/disk/by-partuuid/", Self::PartUuid),
+            ("PARTLABEL=", "/dev/disk/by-partlabel/", Self::PartLabel),
+        ];
+        for (tag, link, make) in tags {
+            if let Some(value) = name.strip_prefix(tag).or_else(|| name.strip_prefix(link)) {
+                return Some(make(value.trim_matches('"')));
+            }
+        }
+        let device = name.strip_prefix("/dev/")?;
+        if let Some(name) = device.strip_prefix("mapper/") {
+            return Some(Self::Mapper(name));
+        }
+        if let Some((group, name)) = device.split_once('/') {
+            return Some(Self::Place(Location::Logical { group: group.to_owned(), name: name.to_owned() }));
+        }
+        kernel_name(device).map(Self::Place)
+    }
+}
+
+/// `sda1`, `vdb`, `xvda2`, `hda`, `nvme0n1p3`, `mmcblk0p1`.
+fn kernel_name(name: &str) -> Option<Location> {
+    let place = |disk: usize, number: &str| match number {
+        "" => Some(Location::Whole { disk }),
+        _ => Some(Location::Partition { disk, number: number.parse().ok()? }),
+    };
+    if let Some(rest) = name.strip_prefix("nvme") {
+        let (controller, rest) = rest.split_once('n')?;
+        let (_, number) = rest.split_once('p').unwrap_or((rest, ""));
+        return place(controller.parse().ok()?, number);
+    }
+    if let Some(rest) = name.strip_prefix("mmcblk") {
+        let (disk, number) = rest.split_once('p').unwrap_or((rest, ""));
+        return place(disk.parse().ok()?, number);
+    }
+    let rest = ["xvd", "sd", "vd", "hd"].into_iter().find_map(|prefix| name.strip_prefix(prefix))?;
+    let number = rest.trim_start_matches(|c: char| c.is_ascii_lowercase());
+    let letters = &rest[..rest.len() - number.len()];
+    if letters.is_empty() || letters.len() > 3 {
+        return None;
+    }
+    // a to z, then aa to zz.
+    let index = letters.bytes().fold(0, |sum, letter| sum * 26 + usize::from(letter - b'a') + 1) - 1;
+    place(index, number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_volumes() {
+        let partition = |disk, number| Some(Name::Place(Location::Partition { disk, number }));
+        assert_eq!(Name::parse("UUID=ab-1"), Some(Name::Uuid("ab-1")));
+        assert_eq!(Name::parse("LABEL=\"my root\""), Some(Name::Label("my root")));
+        assert_eq!(Name::parse("/dev/disk/by-partuuid/12-01"), Some(Name::PartUuid("12-01")));
+        assert_eq!(Name::parse("/dev/sdb3"), partition(1, 3));
+        assert_eq!(Name::parse("/dev/xvdaa12"), partition(26, 12));
+        assert_eq!(Name::parse("/dev/nvme1n1p2"), partition(1, 2));
+        assert_eq!(Name::parse("/dev/vda"), Some(Name::Place(Location::Whole { disk: 0 })));
+        assert_eq!(Name::parse("/dev/mapper/vg-root"), Some(Name::Mapper("vg-root")));
+        for nothing in
+            ["", "root", "/dev/", "/dev/sd", "/dev/sda1x", "/dev/nvme", "/dev/sdaaaa", "/dev/\u{e9}"]
+        {
+            assert_eq!(Name::parse(nothing), None, "{nothing}");
+        }
+    }
+}
