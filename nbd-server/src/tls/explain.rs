@@ -36,6 +36,11 @@ fn certificate(error: &CertificateError) -> String {
             "the peer's certificate is not signed by an authority that is trusted here (ca-cert.pem)"
                 .to_owned()
         }
+        CertificateError::BadSignature => {
+            "the peer's certificate is not signed by an authority that is trusted here (one of ca-cert.pem has the \
+             same name, but another key), or the peer does not have its key"
+                .to_owned()
+        }
         CertificateError::ExpiredRevocationListContext { next_update, .. } => {
             format!("the list of revoked certificates (ca-crl.pem) has expired{}", at(*next_update))
         }

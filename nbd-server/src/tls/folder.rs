@@ -165,7 +165,10 @@ fn bad_pem(path: &Path, error: &pem::Error, what: &str) -> Error {
         pem::Error::NoItemsFound => format!("the file holds no {what}"),
         error => format!("the file is not good PEM: {error}"),
     };
-    let label = what.to_uppercase();
+    let label = match what {
+        "certificate revocation list" => "X509 CRL".to_owned(),
+        what => what.to_uppercase(),
+    };
     Error::invalid(message).context(shown(path)).hint(format!("a {what} begins with -----BEGIN {label}-----"))
 }
 

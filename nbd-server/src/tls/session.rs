@@ -19,8 +19,11 @@ pub(super) struct RustlsSession {
     waiting: VecDeque<u8>,
     /// Bytes of plaintext that wait to be read.
     plaintext_bytes: usize,
-    /// Whether the peer has said that nothing more will come.
-    peer_has_closed: bool,
+    /// Whether nothing more will come: the peer has said so, or we have. (Nobody in NBD listens after the end of
+    /// what he says himself, and rustls does not like to find mistakes in what comes then.)
+    over: bool,
+    /// What has ended the session. Nothing but the alert about it is sent after that.
+    failure: Option<rustls::Error>,
 }
 
 impl std::fmt::Debug for RustlsSession {
@@ -36,21 +39,28 @@ impl RustlsSession {
         let mut connection = connection.into();
         // The caller decides how much is sealed at once, and takes it away at once.
         connection.set_buffer_limit(None);
-        Self { connection, waiting: VecDeque::new(), plaintext_bytes: 0, peer_has_closed: false }
+        Self { connection, waiting: VecDeque::new(), plaintext_bytes: 0, over: false, failure: None }
     }
 
     /// Gives rustls as much of `ciphertext` as it takes, which is all unless plaintext piles up.
     fn take(&mut self, ciphertext: &mut &[u8]) -> io::Result<()> {
+        if let Some(failure) = &self.failure {
+            return Err(explain(failure));
+        }
         while !ciphertext.is_empty() && self.plaintext_bytes < PLAINTEXT_BYTES_MAX {
-            if self.peer_has_closed {
+            if self.over {
                 // What comes after the end does not count.
                 *ciphertext = &[];
                 break;
             }
             self.connection.read_tls(ciphertext)?;
-            let state = self.connection.process_new_packets().map_err(|error| explain(&error))?;
+            let state = self.connection.process_new_packets().map_err(|error| {
+                let explained = explain(&error);
+                self.failure = Some(error);
+                explained
+            })?;
             self.plaintext_bytes = state.plaintext_bytes_to_read();
-            self.peer_has_closed = state.peer_has_closed();
+            self.over = state.peer_has_closed();
         }
         Ok(())
     }
@@ -92,7 +102,7 @@ impl Session for RustlsSession {
     }
 
     fn ended(&self) -> bool {
-        self.peer_has_closed && self.plaintext_bytes == 0
+        self.over && self.plaintext_bytes == 0
     }
 
     fn has_to_send(&self) -> bool {
@@ -111,7 +121,11 @@ impl Session for RustlsSession {
     }
 
     fn close(&mut self, out: &mut Vec<u8>) {
-        self.connection.send_close_notify();
+        if self.failure.is_none() {
+            self.connection.send_close_notify();
+        }
+        self.over = true;
+        self.waiting.clear();
         // Appending to memory does not fail.
         let _ = self.seal(&[], out);
     }
