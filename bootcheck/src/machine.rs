@@ -1,0 +1,219 @@
+//! A machine: everything put together, run once, and asked in the end.
+
+mod devices;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use block::{Error, Result};
+
+use crate::acpi;
+use crate::boot::layout::ACPI_START;
+use crate::boot::{Entry, linux};
+use crate::cpu::{self, Model};
+use crate::engine::{Boot, Control, CpuState, Ending, MachineSpec, Observer, Outcome, Runnable};
+use crate::kick;
+use crate::kvm::{self, KvmVm, refused};
+use crate::memory::GuestRam;
+use crate::power::Power;
+use crate::sandbox;
+use crate::serial::Serial;
+use crate::vcpu::Vcpu;
+use crate::virtio::Common;
+use crate::virtio::blk::Blk;
+use devices::Devices;
+
+/// How long a line without an end waits before it is shown.
+const CONSOLE_PAUSE: Duration = Duration::from_millis(10);
+/// Where the upper part of a firmware is seen below 1 MiB.
+const SHADOW_LEN: usize = 128 << 10;
+
+/// A machine that is ready to run.
+pub(crate) struct Machine {
+    // Dropped in this order: processors before the machine that they are of.
+    vcpus: Vec<Vcpu>,
+    virtio: Vec<Arc<Common>>,
+    blks: Vec<Arc<Blk>>,
+    control: Arc<Remote>,
+    observer: Arc<dyn Observer>,
+    vm: Arc<KvmVm>,
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine")
+            .field("vcpus", &self.vcpus.len())
+            .field("vm", &self.vm)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The remote control of a machine.
+#[derive(Debug)]
+struct Remote {
+    power: Arc<Power>,
+    serial: Arc<Serial>,
+}
+
+impl Control for Remote {
+    fn stop(&self) {
+        self.power.end(Ending::Stopped);
+    }
+
+    fn type_bytes(&self, bytes: &[u8]) {
+        self.serial.type_bytes(bytes);
+    }
+}
+
+impl Machine {
+    /// Builds a machine.
+    ///
+    /// # Errors
+    /// No KVM, no memory, a kernel that is none, or more than fits.
+    pub(crate) fn build(spec: MachineSpec, observer: Arc<dyn Observer>) -> Result<Self> {
+        if spec.cpus == 0 {
+            return Err(Error::usage("a machine without a processor"));
+        }
+        let kvm = kvm::open()?;
+        let ram = GuestRam::new(spec.memory_bytes)?;
+        let firmware = match &spec.boot {
+            Boot::Firmware { vars: Some(_), .. } => {
+                return Err(Error::unsupported("firmware with a variable store cannot be started yet"));
+            }
+            Boot::Firmware { code, .. } => Some(code.as_ref()),
+            Boot::Linux { .. } => None,
+        };
+        let vm = Arc::new(KvmVm::new(&kvm, &ram, firmware)?);
+        let power = Arc::new(Power::default());
+        let parts = devices::Plan { spec: &spec, ram: &ram, vm: Arc::clone(&vm) as _, power: &power };
+        let devices = parts.build(Arc::clone(&observer))?;
+        let entry = load(&spec, &ram, &devices)?;
+        let model = Model::new(&kvm, spec.cpus)?;
+        let mapped_bytes = vm.fd().run_size();
+        let mut vcpus = vec![];
+        for index in 0..spec.cpus {
+            let fd = vm.fd().create_vcpu(u64::from(index)).map_err(refused("create a processor"))?;
+            model.prepare(&fd, index, &entry)?;
+            if index == 0 {
+                cpu::set_entry(&fd, &ram, &entry)?;
+            }
+            let (buses, power) = (Arc::clone(&devices.buses), Arc::clone(&power));
+            vcpus.push(Vcpu { index, fd, buses, power, ram: ram.clone(), mapped_bytes });
+        }
+        let control = Arc::new(Remote { power, serial: devices.serial });
+        Ok(Self { vcpus, virtio: devices.virtio, blks: devices.blks, control, observer, vm })
+    }
+
+    /// Starts a thread for every queue of every device.
+    fn start_devices(&self) -> Result<Vec<JoinHandle<()>>> {
+        let mut threads = vec![];
+        for (number, device) in self.virtio.iter().enumerate() {
+            for queue in 0..usize::from(device.queue_count()) {
+                let (device, power) = (Arc::clone(device), Arc::clone(&self.control.power));
+                threads.push(kick::spawn(&format!("virtio{number}.{queue}"), power, move || {
+                    sandbox::enter(sandbox::Role::Device);
+                    device.work(queue);
+                })?);
+            }
+        }
+        Ok(threads)
+    }
+
+    fn start_processors(
+        &mut self,
+        begin: Instant,
+        startup: &Arc<AtomicU64>,
+    ) -> Result<Vec<JoinHandle<CpuState>>> {
+        // The boot processor last: the others wait for it to wake them.
+        let start = |vcpu: Vcpu| {
+            let (observer, startup) = (Arc::clone(&self.observer), Arc::clone(startup));
+            let boot = vcpu.index == 0;
+            kick::spawn(&format!("vcpu{}", vcpu.index), Arc::clone(&self.control.power), move || {
+                sandbox::enter(sandbox::Role::Processor);
+                vcpu.run(|at| {
+                    if boot {
+                        startup.store(nanos(at.duration_since(begin)), Ordering::Release);
+                        observer.started(at);
+                    }
+                })
+            })
+        };
+        std::mem::take(&mut self.vcpus).into_iter().rev().map(start).collect()
+    }
+
+    /// Waits for the end, and shows what the console holds while it waits.
+    fn watch(&self) -> Ending {
+        loop {
+            if let Some(ending) = self.control.power.wait_or_attention() {
+                return ending;
+            }
+            if let Some(ending) = self.control.power.wait_for(CONSOLE_PAUSE) {
+                return ending;
+            }
+            self.control.serial.flush();
+        }
+    }
+
+    fn run_to_end(mut self) -> Result<Outcome> {
+        let begin = Instant::now();
+        let startup = Arc::new(AtomicU64::new(0));
+        let power = Arc::clone(&self.control.power);
+        let mut device_threads = vec![];
+        let mut processors = vec![];
+        let started = self.start_devices().map(|t| device_threads = t);
+        let started = started.and_then(|()| self.start_processors(begin, &startup).map(|t| processors = t));
+        let ending = if started.is_ok() { self.watch() } else { Ending::Stopped };
+        let mut cpus: Vec<_> =
+            processors.into_iter().filter_map(|thread| kick::join(thread, &power)).collect();
+        cpus.sort_by_key(|cpu| cpu.index);
+        for device in &self.virtio {
+            device.stop();
+        }
+        for thread in device_threads {
+            let _ = thread.join();
+        }
+        self.control.serial.flush();
+        started?;
+        Ok(Outcome {
+            ending,
+            cpus,
+            disks: self.blks.iter().map(|blk| blk.activity()).collect(),
+            startup: Duration::from_nanos(startup.load(Ordering::Acquire)),
+        })
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Puts into memory what the guest begins with.
+fn load(spec: &MachineSpec, ram: &GuestRam, devices: &Devices) -> Result<Entry> {
+    match &spec.boot {
+        Boot::Linux { kernel, initrd, cmdline } => {
+            acpi::write(ram, ACPI_START, &devices.tables)?;
+            linux::load(ram, kernel, initrd.as_deref(), cmdline, ACPI_START)
+        }
+        Boot::Firmware { code, .. } => {
+            let shadow = &code[code.len().saturating_sub(SHADOW_LEN)..];
+            ram.write(0x10_0000 - shadow.len() as u64, shadow)?;
+            Ok(Entry::Reset)
+        }
+    }
+}
+
+impl Runnable for Machine {
+    fn control(&self) -> Arc<dyn Control> {
+        Arc::clone(&self.control) as _
+    }
+
+    fn run(self: Box<Self>) -> Result<Outcome> {
+        self.run_to_end()
+    }
+}
+
+#[cfg(test)]
+mod tests;

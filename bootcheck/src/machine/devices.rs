@@ -1,0 +1,193 @@
+//! The devices of a machine and where they are.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use block::{Error, Result};
+
+use crate::acpi::{self, MmioDevice};
+use crate::bus::{Bus, Registers};
+use crate::engine::{Boot, Disk, MachineSpec, Observer, Transport};
+use crate::memory::{ECAM_LEN, ECAM_START, GuestRam, MMIO_START, MMIO_STEP, PCI_END, PCI_START};
+use crate::pci::{
+    CONFIG_PORT, CONFIG_PORTS, ConfigPorts, Ecam, Function, HostBridge, PciBus, PciMemory, SLOTS,
+};
+use crate::platform::{Cmos, I8042, PM_BASE, PM_LEN, PowerManagement, RESET_PORT, ResetPort};
+use crate::power::Power;
+use crate::serial::{COM1, COM1_IRQ, Serial, Sink};
+use crate::vcpu::Buses;
+use crate::virtio::blk::Blk;
+use crate::virtio::rng::Rng;
+use crate::virtio::{BAR_LEN, Common, Device, PciPlace, VirtioMmio, VirtioPci};
+use crate::vm::{Lines, Vm};
+
+/// The IOAPIC's pins for PCI devices: 16 to 23, in turn.
+const FIRST_PCI_PIN: u32 = 16;
+const PCI_PINS: u32 = 8;
+/// Messages have KVM's numbers from here.
+const FIRST_MESSAGE: u32 = 24;
+/// Most virtio-mmio devices.
+const MAX_MMIO: usize = 64;
+/// More queues than this help nobody in a boot check.
+const MAX_QUEUES: u8 = 4;
+
+/// What devices are to be built of.
+pub(super) struct Plan<'a> {
+    pub(super) spec: &'a MachineSpec,
+    pub(super) ram: &'a GuestRam,
+    pub(super) vm: Arc<dyn Vm>,
+    pub(super) power: &'a Arc<Power>,
+}
+
+/// What has been built.
+pub(super) struct Devices {
+    pub(super) buses: Arc<Buses>,
+    pub(super) serial: Arc<Serial>,
+    pub(super) virtio: Vec<Arc<Common>>,
+    pub(super) blks: Vec<Arc<Blk>>,
+    pub(super) tables: acpi::Machine,
+}
+
+/// The IOAPIC's pin of a slot (the `_PRT` says so).
+fn pin_of_slot(slot: usize) -> u32 {
+    FIRST_PCI_PIN + u32::try_from(slot).unwrap_or(0) % PCI_PINS
+}
+
+impl Plan<'_> {
+    /// Builds all devices.
+    ///
+    /// # Errors
+    /// More disks than there are places for, or the host has no descriptors left.
+    pub(super) fn build(&self, observer: Arc<dyn Observer>) -> Result<Devices> {
+        let lines = Lines::new(Arc::clone(&self.vm));
+        let serial = Arc::new(self.serial(&lines, observer));
+        let mut buses = Buses::default();
+        self.platform(&mut buses.ports, &serial);
+        let queues = u16::from(self.spec.cpus.min(MAX_QUEUES));
+        let blks: Vec<_> =
+            self.spec.disks.iter().map(|d: &Disk| Arc::new(Blk::new(d.clone(), queues))).collect();
+        let mut devices: Vec<Arc<dyn Device>> = blks.iter().map(|b| Arc::clone(b) as _).collect();
+        devices.push(Arc::new(Rng));
+        let mut built = Devices {
+            buses: Arc::default(),
+            serial,
+            virtio: vec![],
+            blks,
+            tables: acpi::Machine { cpus: self.spec.cpus, pci_pins: vec![], mmio: vec![] },
+        };
+        let functions = match self.spec.transport {
+            Transport::Pci => self.pci(devices, &lines, &mut built)?,
+            Transport::Mmio => {
+                self.mmio(devices, &lines, &mut buses.memory, &mut built)?;
+                vec![]
+            }
+        };
+        self.bus(functions, &mut buses);
+        built.tables.pci_pins = (0..SLOTS).map(pin_of_slot).collect();
+        built.buses = Arc::new(buses);
+        Ok(built)
+    }
+
+    fn serial(&self, lines: &Arc<Lines>, observer: Arc<dyn Observer>) -> Serial {
+        let sink: Sink = Box::new(move |bytes| observer.console(bytes, Instant::now()));
+        let power = Arc::clone(self.power);
+        Serial::new(lines.line(COM1_IRQ, 0), sink, Box::new(move || power.call_attention()))
+    }
+
+    fn platform(&self, ports: &mut Bus, serial: &Arc<Serial>) {
+        let mut add = |start: u16, len: u16, device: Arc<dyn Registers>| {
+            ports.insert(u64::from(start), u64::from(len), device);
+        };
+        let power = || Arc::clone(self.power);
+        let keyboard: Arc<dyn Registers> = Arc::new(I8042::new(power()));
+        add(COM1, 8, Arc::clone(serial) as _);
+        add(0x60, 1, Arc::clone(&keyboard));
+        add(0x64, 1, Arc::new(Shifted(keyboard, 4)));
+        add(0x70, 2, Arc::new(Cmos::new(self.ram, self.spec.cpus)));
+        add(PM_BASE, PM_LEN, Arc::new(PowerManagement::new(power())));
+        // It lies within the ports of the PCI configuration, and goes before them.
+        add(RESET_PORT, 1, Arc::new(ResetPort::new(power())));
+    }
+
+    /// Devices on the PCI bus, from slot 1. Without firmware we are who gives them addresses.
+    fn pci(
+        &self,
+        devices: Vec<Arc<dyn Device>>,
+        lines: &Arc<Lines>,
+        built: &mut Devices,
+    ) -> Result<Vec<Arc<dyn Function>>> {
+        if devices.len() >= SLOTS {
+            return Err(too_many(devices.len(), SLOTS - 1));
+        }
+        let assigned = matches!(self.spec.boot, Boot::Linux { .. });
+        let (mut first_gsi, mut functions) = (FIRST_MESSAGE, vec![]);
+        for (slot, device) in (1u8..).zip(devices) {
+            let address = PCI_START + u64::from(slot) * u64::from(BAR_LEN);
+            let place = PciPlace {
+                address: if assigned { u32::try_from(address).unwrap_or(0) } else { 0 },
+                line: lines.line(pin_of_slot(usize::from(slot)), slot),
+                first_gsi,
+            };
+            first_gsi += u32::try_from(device.queue_sizes().len() + 1).unwrap_or(1);
+            let function = Arc::new(VirtioPci::new(device, self.ram.clone(), Arc::clone(&self.vm), place)?);
+            built.virtio.push(Arc::clone(function.common()));
+            functions.push(function as Arc<dyn Function>);
+        }
+        Ok(functions)
+    }
+
+    fn mmio(
+        &self,
+        devices: Vec<Arc<dyn Device>>,
+        lines: &Arc<Lines>,
+        memory: &mut Bus,
+        built: &mut Devices,
+    ) -> Result<()> {
+        if devices.len() > MAX_MMIO {
+            return Err(too_many(devices.len(), MAX_MMIO));
+        }
+        for (index, device) in (0u8..).zip(devices) {
+            let address = MMIO_START + u64::from(index) * MMIO_STEP;
+            let gsi = pin_of_slot(usize::from(index));
+            let line = lines.line(gsi, index + 1);
+            let device = VirtioMmio::new(device, self.ram.clone(), Arc::clone(&self.vm), address, line)?;
+            built.virtio.push(Arc::clone(device.common()));
+            built.tables.mmio.push(MmioDevice { address, gsi });
+            memory.insert(address, MMIO_STEP, Arc::new(device));
+        }
+        Ok(())
+    }
+
+    /// The PCI bus with its host bridge, by ports, by memory, and the memory of its devices.
+    fn bus(&self, functions: Vec<Arc<dyn Function>>, buses: &mut Buses) {
+        let bridge: Arc<dyn Function> = Arc::new(HostBridge::new());
+        let slots = std::iter::once(bridge).chain(functions).map(Some).collect();
+        let bus = Arc::new(PciBus::new(slots));
+        buses.ports.insert(
+            u64::from(CONFIG_PORT),
+            u64::from(CONFIG_PORTS),
+            Arc::new(ConfigPorts(Arc::clone(&bus))),
+        );
+        buses.memory.insert(ECAM_START, ECAM_LEN, Arc::new(Ecam(Arc::clone(&bus))));
+        let memory = PciMemory { bus, start: PCI_START };
+        buses.memory.insert(PCI_START, PCI_END - PCI_START, Arc::new(memory));
+    }
+}
+
+fn too_many(count: usize, places: usize) -> Error {
+    Error::usage(format!("{count} devices on a bus with {places} places")).hint("check fewer disks at once")
+}
+
+/// A device some of whose registers begin at an offset.
+#[derive(Debug)]
+struct Shifted(Arc<dyn Registers>, u64);
+
+impl Registers for Shifted {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.0.read(offset + self.1, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.0.write(offset + self.1, data);
+    }
+}

@@ -1,0 +1,202 @@
+//! The guest's physical address space: where everything lies, and the memory in it.
+//!
+//! ```text
+//! 0x0000_0000   memory: boot structures, kernel, initramfs
+//! 0x000a_0000   (legacy hole: ACPI tables and firmware shadows in what is memory to KVM)
+//! 0x0010_0000   memory, up to 3 GiB
+//! 0xc000_0000   PCI devices
+//! 0xe000_0000   PCI configuration space (ECAM)
+//! 0xfeb0_0000   virtio-mmio devices
+//! 0xfec0_0000   IOAPIC
+//! 0xfee0_0000   local APICs
+//! 0xfffb_c000   KVM's own pages (identity map, TSS), firmware above them
+//! 0x1_0000_0000 the rest of the memory
+//! ```
+//!
+//! The guest changes its memory while we look at it, so it is never borrowed as a slice: everything is copied in
+//! or out, once, and only the copy is trusted.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use block::num::to_usize;
+use block::{Error, Result};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+/// Memory below 4 GiB ends here at the latest.
+pub(crate) const HOLE_START: u64 = 0xC000_0000;
+/// Memory that did not fit below the hole begins here.
+pub(crate) const HIGH_START: u64 = 0x1_0000_0000;
+/// PCI devices get their addresses from here.
+pub(crate) const PCI_START: u64 = 0xC000_0000;
+/// The end (exclusive) of the addresses for PCI devices.
+pub(crate) const PCI_END: u64 = 0xE000_0000;
+/// PCI configuration space, memory mapped (ECAM).
+pub(crate) const ECAM_START: u64 = 0xE000_0000;
+/// One bus of configuration space.
+pub(crate) const ECAM_LEN: u64 = 0x10_0000;
+/// The virtio-mmio devices, 4 KiB each.
+pub(crate) const MMIO_START: u64 = 0xFEB0_0000;
+/// Distance of two virtio-mmio devices.
+pub(crate) const MMIO_STEP: u64 = 0x1000;
+/// The IOAPIC.
+pub(crate) const IOAPIC_ADDRESS: u64 = 0xFEC0_0000;
+/// The local APICs.
+pub(crate) const LAPIC_ADDRESS: u64 = 0xFEE0_0000;
+/// A page for KVM's identity map (`KVM_SET_IDENTITY_MAP_ADDR`), the three pages of its TSS after it.
+pub(crate) const IDENTITY_MAP: u64 = 0xFEFF_C000;
+/// `KVM_SET_TSS_ADDR`.
+pub(crate) const TSS_ADDRESS: u64 = IDENTITY_MAP + 0x1000;
+/// Least memory of a machine, in bytes.
+pub(crate) const MIN_MEMORY: u64 = 1 << 20;
+/// Most memory of a machine, in bytes.
+pub(crate) const MAX_MEMORY: u64 = 1 << 40;
+
+/// An access to an address where the guest has no memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutsideMemory {
+    /// First address.
+    pub address: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+impl fmt::Display for OutsideMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes at {:#x} are not all in the guest's memory", self.len, self.address)
+    }
+}
+
+impl std::error::Error for OutsideMemory {}
+
+impl From<OutsideMemory> for Error {
+    fn from(outside: OutsideMemory) -> Self {
+        Self::from_source(block::ErrorKind::OutOfRange, outside)
+    }
+}
+
+/// The guest's memory, shared by everything that reads or writes it.
+#[derive(Debug, Clone)]
+pub struct GuestRam {
+    map: Arc<GuestMemoryMmap<()>>,
+}
+
+impl GuestRam {
+    /// Memory of `bytes` (a multiple of 1 MiB), zeroed, taken from the host page by page as the guest touches it.
+    ///
+    /// # Errors
+    /// A size that no machine has; the host does not give that much address space.
+    pub fn new(bytes: u64) -> Result<Self> {
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) || !bytes.is_multiple_of(1 << 20) {
+            return Err(Error::usage(format!(
+                "guest memory of {bytes} bytes is not a multiple of 1 MiB up to 1 TiB"
+            )));
+        }
+        let low = bytes.min(HOLE_START);
+        let mut ranges = vec![(GuestAddress(0), to_usize(low))];
+        if bytes > low {
+            ranges.push((GuestAddress(HIGH_START), to_usize(bytes - low)));
+        }
+        let map = GuestMemoryMmap::from_ranges(&ranges)
+            .map_err(|e| Error::new(block::ErrorKind::NoSpace, format!("no memory for the guest: {e}")))?;
+        Ok(Self { map: Arc::new(map) })
+    }
+
+    /// Start and length of each contiguous piece.
+    pub fn ranges(&self) -> Vec<(u64, u64)> {
+        self.map.iter().map(|r| (r.start_addr().0, r.len())).collect()
+    }
+
+    /// Where the memory below the hole ends.
+    pub fn low_end(&self) -> u64 {
+        self.map.iter().next().map_or(0, |r| r.len())
+    }
+
+    /// The length of the memory above 4 GiB.
+    pub fn high_len(&self) -> u64 {
+        self.map.iter().nth(1).map_or(0, |r| r.len())
+    }
+
+    /// Whether all of the range is memory.
+    pub fn contains(&self, address: u64, len: u64) -> bool {
+        self.map.check_range(GuestAddress(address), to_usize(len))
+    }
+
+    /// Copies bytes out.
+    ///
+    /// # Errors
+    /// Not all of them are memory.
+    pub fn read(&self, address: u64, buf: &mut [u8]) -> std::result::Result<(), OutsideMemory> {
+        let len = buf.len() as u64;
+        self.map.read_slice(buf, GuestAddress(address)).map_err(|_| OutsideMemory { address, len })
+    }
+
+    /// Copies bytes in.
+    ///
+    /// # Errors
+    /// Not all of them are memory; some may have been written.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> std::result::Result<(), OutsideMemory> {
+        let len = bytes.len() as u64;
+        self.map.write_slice(bytes, GuestAddress(address)).map_err(|_| OutsideMemory { address, len })
+    }
+
+    /// Reads an aligned little-endian number that the guest publishes with what it wrote before (acquire).
+    ///
+    /// # Errors
+    /// It does not lie in memory, or not aligned.
+    pub fn load_u16(&self, address: u64) -> std::result::Result<u16, OutsideMemory> {
+        let value: u16 = self
+            .map
+            .load(GuestAddress(address), Ordering::Acquire)
+            .map_err(|_| OutsideMemory { address, len: 2 })?;
+        Ok(u16::from_le(value))
+    }
+
+    /// Writes an aligned little-endian number that publishes what was written before (release).
+    ///
+    /// # Errors
+    /// It does not lie in memory, or not aligned.
+    pub fn store_u16(&self, address: u64, value: u16) -> std::result::Result<(), OutsideMemory> {
+        self.map
+            .store(value.to_le(), GuestAddress(address), Ordering::Release)
+            .map_err(|_| OutsideMemory { address, len: 2 })
+    }
+
+    /// The mapping itself, for KVM.
+    pub(crate) fn map(&self) -> &GuestMemoryMmap<()> {
+        &self.map
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_leaves_the_hole_open() {
+        let ram = GuestRam::new(4 << 30).unwrap();
+        assert_eq!(ram.ranges(), [(0, HOLE_START), (HIGH_START, 1 << 30)]);
+        assert!(ram.contains(HOLE_START - 16, 16));
+        assert!(!ram.contains(HOLE_START - 16, 17));
+        assert!(!ram.contains(u64::MAX - 3, 8));
+        assert!(ram.write(HIGH_START + (1 << 30) - 2, &[1, 2]).is_ok());
+        assert!(ram.write(HIGH_START + (1 << 30) - 2, &[1, 2, 3]).is_err());
+    }
+
+    #[test]
+    fn sizes_that_no_machine_has_are_refused() {
+        for bytes in [0, 4096, (1 << 20) + 1, u64::MAX] {
+            assert!(GuestRam::new(bytes).is_err(), "{bytes}");
+        }
+    }
+
+    #[test]
+    fn what_lies_outside_is_an_error() {
+        let ram = GuestRam::new(1 << 20).unwrap();
+        let mut buf = [0; 4];
+        assert_eq!(ram.read(0x10_0000 - 2, &mut buf), Err(OutsideMemory { address: 0xf_fffe, len: 4 }));
+        assert!(ram.load_u16(1).is_err(), "unaligned");
+        assert!(ram.store_u16(0x10_0000, 1).is_err());
+    }
+}

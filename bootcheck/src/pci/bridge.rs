@@ -1,0 +1,62 @@
+//! The host bridge at 00:00.0: an Intel Q35 memory controller hub as far as firmware knows it.
+
+use parking_lot::Mutex;
+
+use super::{ConfigSpace, Function, Identity};
+use crate::memory::ECAM_START;
+
+/// `PCIEXBAR` of the Q35: where the memory-mapped configuration space lies.
+const OFFSET_PCIEXBAR: usize = 0x60;
+/// Programmable attribute map: whether the segments below 1 MiB are memory or ROM. They are memory; firmware
+/// finds the registers and may write them.
+const OFFSET_PAM0: usize = 0x90;
+
+/// The bridge.
+#[derive(Debug)]
+pub struct HostBridge {
+    config: Mutex<ConfigSpace>,
+}
+
+impl HostBridge {
+    /// A bridge.
+    pub fn new() -> Self {
+        let mut config = ConfigSpace::new(Identity {
+            vendor: 0x8086,
+            device: 0x29c0,
+            revision: 0,
+            class: (6, 0, 0),
+            subsystem: (0x1af4, 0x1100),
+            interrupt: false,
+        });
+        // Enabled, 64 MiB decoded: the shortest that the register can say.
+        config.put(OFFSET_PCIEXBAR, &(ECAM_START | 2 << 1 | 1).to_le_bytes());
+        config.allow(OFFSET_PAM0, &[0xff; 7]);
+        Self { config: Mutex::new(config) }
+    }
+}
+
+impl Default for HostBridge {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Function for HostBridge {
+    fn config_read(&self, offset: u8, data: &mut [u8]) {
+        self.config.lock().read(offset, data);
+    }
+
+    fn config_write(&self, offset: u8, data: &[u8]) {
+        self.config.lock().write(offset, data);
+    }
+
+    fn window(&self) -> Option<(u64, u64)> {
+        None
+    }
+
+    fn memory_read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn memory_write(&self, _offset: u64, _data: &[u8]) {}
+}

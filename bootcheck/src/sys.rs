@@ -1,0 +1,78 @@
+//! The few places where KVM's interface cannot be used safely through its crates. All `unsafe` of the crate is here.
+#![expect(unsafe_code, reason = "KVM maps guest memory by host address and answers in a union")]
+
+use std::io;
+
+use kvm_bindings::{KVM_EXIT_IO_OUT, kvm_userspace_memory_region};
+use kvm_ioctls::{VcpuFd, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
+
+use crate::memory::GuestRam;
+
+/// A piece of guest memory that the guest cannot write.
+#[derive(Debug)]
+pub(crate) struct Rom(pub(crate) GuestMemoryMmap<()>);
+
+/// Gives all of `ram` and of `roms` to the machine. Both must be kept for as long as the machine lives.
+///
+/// # Errors
+/// KVM refuses.
+pub(crate) fn map_memory(vm: &VmFd, ram: &GuestRam, roms: &[Rom], read_only: u32) -> io::Result<()> {
+    let regions = ram.map().iter().map(|r| (r, 0));
+    let roms = roms.iter().flat_map(|rom| rom.0.iter().map(|r| (r, read_only)));
+    for (slot, (region, flags)) in (0..).zip(regions.chain(roms)) {
+        let host = region.get_host_address(MemoryRegionAddress(0)).map_err(io::Error::other)?;
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: host as u64,
+        };
+        // SAFETY: the region describes a live private mapping of exactly this length, made by vm-memory, which
+        // nobody else unmaps: `Machine` keeps it (`KvmVm::ram` and `KvmVm::roms`) until after the machine's
+        // descriptor is closed. Guest and host access it only through vm-memory's volatile accessors.
+        unsafe { vm.set_user_memory_region(region) }.map_err(io::Error::from)?;
+    }
+    Ok(())
+}
+
+/// An access of the guest to a port: a string instruction makes `data` hold several of `size` bytes.
+#[derive(Debug)]
+pub(crate) struct PortExit<'a> {
+    pub(crate) port: u16,
+    pub(crate) size: usize,
+    pub(crate) out: bool,
+    pub(crate) data: &'a mut [u8],
+}
+
+/// What the processor wants of a port. To be called only after [`VcpuFd::run`] has returned a port access, and
+/// before it is called again.
+pub(crate) fn port_exit(vcpu: &mut VcpuFd, mapped_bytes: usize) -> Option<PortExit<'_>> {
+    let run = vcpu.get_kvm_run();
+    // SAFETY: the caller has seen KVM_EXIT_IO, for which the kernel has filled in this member; all members are
+    // integers, so that any bytes are a value.
+    let io = unsafe { run.__bindgen_anon_1.io };
+    let size = usize::from(io.size);
+    let len = size.checked_mul(usize::try_from(io.count).ok()?)?;
+    let offset = usize::try_from(io.data_offset).ok()?;
+    if size == 0 || offset.checked_add(len)? > mapped_bytes {
+        return None;
+    }
+    let base = std::ptr::from_mut(run).cast::<u8>();
+    // SAFETY: `run` is the beginning of a mapping of `mapped_bytes` (KVM_GET_VCPU_MMAP_SIZE), and the range has
+    // just been checked to lie in it. The kernel does not touch it until the next KVM_RUN, for which the
+    // processor has to be borrowed mutably again.
+    let data = unsafe { std::slice::from_raw_parts_mut(base.add(offset), len) };
+    Some(PortExit { port: io.port, size, out: u32::from(io.direction) == KVM_EXIT_IO_OUT, data })
+}
+
+/// The numbers of an internal error: suberror and data. To be called only after [`VcpuFd::run`] has returned one.
+pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> (u32, Vec<u64>) {
+    let run = vcpu.get_kvm_run();
+    // SAFETY: the caller has seen KVM_EXIT_INTERNAL_ERROR, for which the kernel has filled in this member; all of
+    // it are integers, so that any bytes are a value.
+    let internal = unsafe { run.__bindgen_anon_1.internal };
+    let count = usize::try_from(internal.ndata).unwrap_or(0).min(internal.data.len());
+    (internal.suberror, internal.data[..count].to_vec())
+}

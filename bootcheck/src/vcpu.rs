@@ -1,0 +1,166 @@
+//! A virtual processor's thread: runs the guest, serves what it exits for, and says where it stood in the end.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED, kvm_sregs};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::bus::Bus;
+use crate::engine::{CpuState, Ending};
+use crate::memory::GuestRam;
+use crate::power::Power;
+use crate::sys;
+
+const PAGE: u64 = 4096;
+/// Bytes of code that are shown.
+const CODE_LEN: usize = 16;
+
+/// Ports and memory addresses of the machine's devices.
+#[derive(Debug, Default)]
+pub(crate) struct Buses {
+    pub(crate) ports: Bus,
+    pub(crate) memory: Bus,
+}
+
+/// A processor that has not started yet.
+pub(crate) struct Vcpu {
+    pub(crate) index: u8,
+    pub(crate) fd: VcpuFd,
+    pub(crate) buses: Arc<Buses>,
+    pub(crate) power: Arc<Power>,
+    pub(crate) ram: GuestRam,
+    /// Length of the mapping that KVM answers in.
+    pub(crate) mapped_bytes: usize,
+}
+
+impl Vcpu {
+    /// Runs until the machine ends. `started` is called before the first instruction.
+    pub(crate) fn run(mut self, started: impl FnOnce(Instant)) -> CpuState {
+        started(Instant::now());
+        while !self.power.is_off() {
+            if let Some(ending) = self.step() {
+                self.power.end(ending);
+            }
+        }
+        self.finish()
+    }
+
+    /// Runs to the next exit and serves it.
+    fn step(&mut self) -> Option<Ending> {
+        match self.fd.run() {
+            Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => {
+                self.port();
+                None
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                self.buses.memory.read(address, data);
+                None
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                self.buses.memory.write(address, data);
+                None
+            }
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_) | VcpuExit::Hlt) => None,
+            Ok(VcpuExit::Shutdown) => Some(Ending::TripleFault),
+            Ok(VcpuExit::SystemEvent(kind, _)) => Some(system_event(kind)),
+            Ok(VcpuExit::InternalError) => Some(self.internal_error()),
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                Some(self.stuck(&format!("KVM cannot enter the guest ({reason:#x})")))
+            }
+            Ok(other) => {
+                let exit = format!("KVM left the guest for an unknown reason ({other:?})");
+                Some(self.stuck(&exit))
+            }
+            Err(error) => match error.errno() {
+                nix::libc::EINTR | nix::libc::EAGAIN => None,
+                _ => Some(self.stuck(&format!("KVM cannot run the guest: {error}"))),
+            },
+        }
+    }
+
+    fn port(&mut self) {
+        let Some(exit) = sys::port_exit(&mut self.fd, self.mapped_bytes) else { return };
+        let port = u64::from(exit.port);
+        for access in exit.data.chunks_exact_mut(exit.size) {
+            if exit.out {
+                self.buses.ports.write(port, access);
+            } else {
+                self.buses.ports.read(port, access);
+            }
+        }
+    }
+
+    fn internal_error(&mut self) -> Ending {
+        let (suberror, data) = sys::internal_error(&mut self.fd);
+        let words = match suberror {
+            1 => "KVM cannot emulate an instruction".to_owned(),
+            2 => "an exception while another was delivered".to_owned(),
+            3 => "an exit while an event was delivered".to_owned(),
+            4 => "an unexpected exit of the processor".to_owned(),
+            other => format!("suberror {other}"),
+        };
+        let data = data.iter().map(|d| format!("{d:#x}")).collect::<Vec<_>>().join(" ");
+        self.stuck(&format!("internal error of KVM: {words} [{data}]"))
+    }
+
+    fn stuck(&self, reason: &str) -> Ending {
+        let state = self.state();
+        let code = state.code.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ");
+        Ending::Stuck { reason: format!("{reason} at {:#x} ({}), code {code}", state.rip, state.mode) }
+    }
+
+    /// An access that has been served counts only when the processor runs again: let it, for no time at all, so
+    /// that it shows the state after the instruction.
+    fn finish(&mut self) -> CpuState {
+        self.fd.set_kvm_immediate_exit(1);
+        let _ = self.fd.run();
+        self.state()
+    }
+
+    fn state(&self) -> CpuState {
+        let rip = self.fd.get_regs().map_or(0, |r| r.rip);
+        let sregs = self.fd.get_sregs().unwrap_or_default();
+        let activity = match self.fd.get_mp_state().map(|s| s.mp_state) {
+            Ok(KVM_MP_STATE_HALTED) => ", halted",
+            Ok(KVM_MP_STATE_UNINITIALIZED) => ", not started",
+            _ => "",
+        };
+        let mode = format!("{} mode{activity}", mode(&sregs));
+        CpuState { index: self.index, rip, mode, code: self.code(&sregs, rip) }
+    }
+
+    fn code(&self, sregs: &kvm_sregs, rip: u64) -> Vec<u8> {
+        let linear = sregs.cs.base.wrapping_add(rip);
+        let mut code = vec![0; CODE_LEN];
+        let translated = self.fd.translate_gva(linear).ok().filter(|t| t.valid != 0);
+        let physical = translated.map_or(linear, |t| t.physical_address);
+        // Up to the end of the page: the next may lie anywhere.
+        let left = block::num::to_usize(PAGE - physical % PAGE);
+        code.truncate(left);
+        if self.ram.read(physical, &mut code).is_err() {
+            code.clear();
+        }
+        code
+    }
+}
+
+fn mode(sregs: &kvm_sregs) -> &'static str {
+    if sregs.efer & 0x400 != 0 && sregs.cs.l != 0 {
+        "long"
+    } else if sregs.efer & 0x400 != 0 {
+        "compatibility"
+    } else if sregs.cr0 & 1 != 0 {
+        "protected"
+    } else {
+        "real"
+    }
+}
+
+fn system_event(kind: u32) -> Ending {
+    match kind {
+        kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN => Ending::PowerOff,
+        kvm_bindings::KVM_SYSTEM_EVENT_RESET => Ending::Reset { how: "hypervisor call" },
+        other => Ending::Stuck { reason: format!("the guest reported system event {other}") },
+    }
+}
