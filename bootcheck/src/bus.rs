@@ -84,7 +84,7 @@ mod tests {
         bus.insert(0x3f8, 8, Arc::new(Echo(0x20)));
         bus.insert(0xcf8, 8, Arc::new(Echo(0x30)));
         bus.insert(0xcf9, 1, Arc::new(Echo(0x40)));
-        let mut read = |at| {
+        let read = |at| {
             let mut data = [0];
             bus.read(at, &mut data);
             data[0]

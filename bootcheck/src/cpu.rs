@@ -222,11 +222,11 @@ fn set_paging(sregs: &mut kvm_sregs, ram: &GuestRam) -> Result<()> {
     let (level3, level2) = (PAGE_TABLES + PAGE, PAGE_TABLES + 2 * PAGE);
     ram.write(PAGE_TABLES, &(level3 | PRESENT_WRITABLE).to_le_bytes())?;
     for i in 0..4 {
-        ram.write(level3 + 8 * i, &(level2 + PAGE * i | PRESENT_WRITABLE).to_le_bytes())?;
+        ram.write(level3 + 8 * i, &((level2 + PAGE * i) | PRESENT_WRITABLE).to_le_bytes())?;
     }
     let mut pages = Vec::with_capacity(4 * 512 * 8);
     for i in 0..4 * 512 {
-        pages.extend((i * LARGE_PAGE | LARGE | PRESENT_WRITABLE).to_le_bytes());
+        pages.extend(((i * LARGE_PAGE) | LARGE | PRESENT_WRITABLE).to_le_bytes());
     }
     ram.write(level2, &pages)?;
     sregs.cr3 = PAGE_TABLES;

@@ -217,8 +217,8 @@ mod tests {
             ecam.read(u64::from(register), &mut b);
             assert_eq!(a, b);
             let mut lanes = [0; 4];
-            for lane in 0..4 {
-                ports.read(4 + lane, &mut lanes[lane as usize..][..1]);
+            for (lane, byte) in (4..).zip(lanes.chunks_mut(1)) {
+                ports.read(lane, byte);
             }
             assert_eq!(lanes, a);
         }

@@ -202,7 +202,7 @@ mod tests {
             s.capability(id, &[0; 14]);
         }
         assert!(s.capability(9, &[0; 200]).is_none(), "does not fit");
-        let (mut at, mut seen) = (dword(&s, 0x34) as u8, vec![]);
+        let (mut at, mut seen) = (dword(&s, 0x34).to_le_bytes()[0], vec![]);
         while at != 0 {
             let [id, next, ..] = dword(&s, at).to_le_bytes();
             seen.push(id);

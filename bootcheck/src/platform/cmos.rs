@@ -60,7 +60,7 @@ impl Cmos {
         let binary = state.bytes[0x0b] & BINARY != 0;
         let encode = |n: u64| {
             let n = u8::try_from(n).unwrap_or(0);
-            if binary { n } else { n / 10 << 4 | n % 10 }
+            if binary { n } else { ((n / 10) << 4) | (n % 10) }
         };
         let seconds = (self.now)().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let date = Date::of(seconds / 86400);

@@ -4,6 +4,7 @@
 #[derive(Debug, Clone, Default)]
 pub(super) struct Rom {
     code: Vec<u8>,
+    data: Vec<(u16, Vec<u8>)>,
 }
 
 const SEGMENT_LEN: usize = 0x1_0000;
@@ -20,9 +21,10 @@ impl Rom {
         self
     }
 
-    /// Where the next instruction will lie in the segment.
-    pub(super) fn here(&self) -> u16 {
-        u16::try_from(self.code.len()).unwrap()
+    /// Puts data at an offset of the segment (which the guest may also write: it is the copy below 1 MiB).
+    pub(super) fn data(&mut self, offset: u16, bytes: &[u8]) -> &mut Self {
+        self.data.push((offset, bytes.to_vec()));
+        self
     }
 
     /// `mov dx, port; mov al, value; out dx, al`.
@@ -72,8 +74,41 @@ impl Rom {
     pub(super) fn image(&self) -> Vec<u8> {
         let mut image = vec![0xf4; SEGMENT_LEN];
         image[..self.code.len()].copy_from_slice(&self.code);
+        for (offset, bytes) in &self.data {
+            image[usize::from(*offset)..][..bytes.len()].copy_from_slice(bytes);
+        }
         // jmp f000:0000
         image[RESET..RESET + 5].copy_from_slice(&[0xea, 0, 0, 0, 0xf0]);
         image
     }
+}
+
+/// Where the code of [`elf`] is loaded.
+pub(super) const ELF_CODE: u32 = 0x10_0000;
+
+/// A kernel of one segment of code, perhaps with PVH's note.
+pub(super) fn elf(code: &[u8], pvh_entry: Option<u32>) -> Vec<u8> {
+    let header = |kind: u32, offset: u64, address: u64, len: usize| {
+        let len = len as u64;
+        let mut header = [kind.to_le_bytes(), 7u32.to_le_bytes()].concat();
+        header.extend([offset, address, address, len, len, 4096].map(u64::to_le_bytes).concat());
+        header
+    };
+    let note: Vec<u8> = match pvh_entry {
+        None => vec![],
+        Some(entry) => [4, 4, 18, u32::from_le_bytes(*b"Xen\0"), entry].map(u32::to_le_bytes).concat(),
+    };
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    file.extend([2u16.to_le_bytes(), 62u16.to_le_bytes()].concat());
+    file.extend(1u32.to_le_bytes());
+    file.extend([u64::from(ELF_CODE), 64, 0].map(u64::to_le_bytes).concat());
+    file.extend(0u32.to_le_bytes());
+    file.extend([64, 56, 2, 0, 0, 0].map(u16::to_le_bytes).concat());
+    file.extend(header(4, 176, 0, note.len()));
+    file.extend(header(1, 256, u64::from(ELF_CODE), code.len()));
+    file.extend(&note);
+    file.resize(256, 0);
+    file.extend(code);
+    file
 }

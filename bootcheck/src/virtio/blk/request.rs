@@ -9,7 +9,8 @@ use crate::virtio::{Chain, Cursor, RingError};
 
 /// Bytes of a sector, whatever the block size is.
 pub(crate) const SECTOR: u64 = 512;
-const HEADER_LEN: u64 = 16;
+const HEADER_BYTES: usize = 16;
+const HEADER_LEN: u64 = HEADER_BYTES as u64;
 const RANGE_LEN: usize = 16;
 
 const T_IN: u32 = 0;
@@ -52,7 +53,7 @@ pub(crate) struct Request<'a> {
 impl<'a> Request<'a> {
     /// Understands a chain, the last writable byte of which is the status.
     pub(crate) fn parse(chain: &'a Chain, ram: &GuestRam) -> Result<Self> {
-        let mut header = [0; HEADER_LEN as usize];
+        let mut header = [0; HEADER_BYTES];
         chain.reader().read(ram, &mut header).map_err(|e| bad("header", e))?;
         let [t0, t1, t2, t3, _, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7] = header;
         let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
