@@ -9,7 +9,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # linker would take a third. RUSTFLAGS with a target named do not reach build scripts and macros, which cannot be.
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 VIMG := $(TARGET)/$(HOST)/release/vimg
-BUILD := RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" $(CARGO) build --release --target $(HOST) -p img-tool
+BUILD := . scripts/openssl.sh static; \
+	RUSTFLAGS="$$RUSTFLAGS -C target-feature=+crt-static" $(CARGO) build --release --target $(HOST) -p img-tool $$features
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := qcow2_open_read qcow2_check qcow2_repair qcow2_ops qcow2_snapshot qcow2_bitmaps image_spec luks_header \
 	vmdk vmdk_edited vmdk_extent vmdk_sequential vhdx vhd_image vdi_image foreign_open_read archive_open
@@ -42,8 +43,9 @@ bench: ## vimg and qemu-img side by side (ROWS="name ..." for some of it)
 lint: ## formatting, clippy without warnings, documentation, licences
 	@bash scripts/deps.sh lint
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
+	. scripts/openssl.sh shared; $(CARGO) clippy --workspace --all-targets $$features -- -D warnings
+	$(CARGO) clippy -p nbd-server --all-targets --no-default-features -- -D warnings
+	. scripts/openssl.sh shared; RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet $$features
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
 		$(CARGO) deny check bans licenses sources || exit 1; \
 		$(CARGO) deny check advisories || echo "lint: advisories not checked, or there are some: see above"; \

@@ -11,7 +11,7 @@ export PATH="$PATH:/usr/sbin:/sbin"
 purpose=${1:-test}
 
 # tool:package, the tool being the program whose absence means that the package is wanted.
-build="cc:gcc ld:binutils"
+build="cc:gcc ld:binutils pkg-config:pkg-config"
 disk="mke2fs:e2fsprogs sfdisk:fdisk dpkg-deb:dpkg"
 qemu="qemu-img:qemu-utils qemu-io:qemu-utils qemu-nbd:qemu-utils"
 # What tests/lab/kvm-lab needs; the kernel in it is fetched by the lab itself.
@@ -37,6 +37,11 @@ done
 if ! echo '#include <stdlib.h>' | cc -E - >/dev/null 2>&1; then
     missing="$missing libc-headers"
     packages="$packages libc6-dev"
+fi
+# Likewise OpenSSL's, for TLS with shared keys.
+if [ "$purpose" != lab ] && ! echo '#include <openssl/ssl.h>' | cc -E - >/dev/null 2>&1; then
+    missing="$missing openssl-headers"
+    packages="$packages libssl-dev"
 fi
 # /usr/bin/time, not the shell's own word.
 if [ "$purpose" = bench ] && [ ! -x /usr/bin/time ]; then

@@ -16,21 +16,28 @@ log=$target/test.log
 : >"$log"
 status=0
 
-cargo build -p img-tool || exit 1
+# shellcheck disable=SC1091 # beside this file
+. scripts/openssl.sh shared
+
+# shellcheck disable=SC2086 # one word or none, here and below
+cargo build -p img-tool $features || exit 1
 VIMG=$(realpath "$target")/debug/vimg
 export VIMG
 VIMG_SAMPLES=$(realpath "$target")/samples
 export VIMG_SAMPLES
 
 if [ $# = 0 ]; then
-    cargo test --workspace --doc -q || status=1
+    # shellcheck disable=SC2086
+    cargo test --workspace --doc -q $features || status=1
 fi
 set -o pipefail
 if cargo nextest --version >/dev/null 2>&1; then
-    cargo nextest run --workspace --no-fail-fast --status-level fail --final-status-level slow "$@" 2>&1 |
+    # shellcheck disable=SC2086
+    cargo nextest run --workspace $features --no-fail-fast --status-level fail --final-status-level slow "$@" 2>&1 |
         tee "$log" || status=1
 else
-    cargo test --workspace --lib --bins --tests --no-fail-fast -q "$@" 2>&1 | tee "$log" || status=1
+    # shellcheck disable=SC2086
+    cargo test --workspace $features --lib --bins --tests --no-fail-fast -q "$@" 2>&1 | tee "$log" || status=1
 fi
 
 skipped=0

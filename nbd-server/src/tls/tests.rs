@@ -5,6 +5,8 @@ mod authority;
 mod channel;
 mod folder;
 mod hostile;
+#[cfg(feature = "psk")]
+mod psk;
 mod x509;
 
 use std::io;
