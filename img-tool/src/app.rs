@@ -139,6 +139,14 @@ impl App {
         }
     }
 
+    /// The same for servers: connections may still be accepted, and files in `directories` removed.
+    pub(crate) fn confine_to_serving(&self, directories: &[PathBuf]) {
+        if self.global.untrusted {
+            let applied = sandbox::enter_serving(directories);
+            self.tell(&format!("sandbox: {applied}"));
+        }
+    }
+
     /// Shows a failure and finds the exit code.
     fn end(&self, failure: Failure) -> Exit {
         match failure {
@@ -267,6 +275,7 @@ fn run(cli: &Cli, app: &App) -> Outcome {
         Command::Nbd(args) => cmd::nbd::run(args, app),
         Command::Rebase(args) => cmd::rebase::run(args, app),
         Command::Resize(args) => cmd::resize::run(args, app),
+        Command::Serve(args) => cmd::serve::run(args, app),
         Command::Snapshot(args) => cmd::snapshot::run(args, app),
         Command::Completions(args) => cmd::completions::run(args, app),
         Command::Man(args) => cmd::man::run(args, app),

@@ -89,6 +89,8 @@ pub(crate) enum Command {
     Rebase(cmd::rebase::Args),
     /// Change the size of an image
     Resize(cmd::resize::Args),
+    /// Serve images to clients of network block devices
+    Serve(Box<cmd::serve::Args>),
     /// List, create, apply or delete internal snapshots of an image
     Snapshot(cmd::snapshot::Args),
     /// Print a script that completes commands and options in a shell

@@ -19,4 +19,5 @@ pub(crate) mod measure;
 pub(crate) mod nbd;
 pub(crate) mod rebase;
 pub(crate) mod resize;
+pub(crate) mod serve;
 pub(crate) mod snapshot;

@@ -24,23 +24,44 @@ pub(crate) fn enter(directories: &[PathBuf]) -> String {
         | AccessFs::MakeReg
         | AccessFs::RemoveFile
         | AccessFs::Refer;
-    enter_with(directories, all)
+    enter_with(directories, all, &[])
 }
+
+/// Gives up everything but work on open files, connections that come in on open sockets, and removing files in
+/// `directories`. Says what was applied.
+pub(crate) fn enter_serving(directories: &[PathBuf]) -> String {
+    enter_with(directories, AccessFs::RemoveFile | AccessFs::RemoveDir, &CONNECTIONS)
+}
+
+/// What it takes to serve on sockets that are open; none can be made, and none connected.
+const CONNECTIONS: [libc::c_long; 11] = [
+    libc::SYS_accept4,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_shutdown,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_ppoll,
+];
 
 /// Gives up everything but work on open files, and reading of `paths`. Says what was applied.
 pub(crate) fn enter_reading(paths: &[PathBuf]) -> String {
-    enter_with(paths, AccessFs::ReadFile | AccessFs::ReadDir)
+    enter_with(paths, AccessFs::ReadFile | AccessFs::ReadDir, &[])
 }
 
-fn enter_with(paths: &[PathBuf], access: BitFlags<AccessFs>) -> String {
+fn enter_with(paths: &[PathBuf], access: BitFlags<AccessFs>, more: &[libc::c_long]) -> String {
     let landlock = match take_file_system(paths, access) {
         Ok(RulesetStatus::FullyEnforced) => "Landlock in full".to_owned(),
         Ok(RulesetStatus::PartiallyEnforced) => "Landlock as far as this kernel has it".to_owned(),
         Ok(RulesetStatus::NotEnforced) => "no Landlock in this kernel".to_owned(),
         Err(error) => format!("no Landlock ({error})"),
     };
-    let seccomp = match take_system_calls() {
-        Ok(()) => format!("seccomp with {} system calls", allowed().len()),
+    let seccomp = match take_system_calls(more) {
+        Ok(()) => format!("seccomp with {} system calls", allowed().len() + more.len()),
         Err(error) => format!("no seccomp ({error})"),
     };
     format!("{landlock}, {seccomp}")
@@ -62,8 +83,8 @@ fn take_file_system(
     Ok(ruleset.restrict_self()?.ruleset)
 }
 
-fn take_system_calls() -> Result<(), Box<dyn std::error::Error>> {
-    let rules: BTreeMap<_, _> = allowed().into_iter().map(|call| (call, vec![])).collect();
+fn take_system_calls(more: &[libc::c_long]) -> Result<(), Box<dyn std::error::Error>> {
+    let rules: BTreeMap<_, _> = allowed().iter().chain(more).map(|call| (*call, vec![])).collect();
     let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let filter =
         SeccompFilter::new(rules, refused, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;

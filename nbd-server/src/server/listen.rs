@@ -156,6 +156,24 @@ impl Listener {
     }
 }
 
+/// The URI of an export at a place: its name goes into the path, with what would mean something else escaped.
+pub fn uri_of(place: &str, export: &str) -> String {
+    let escaped: String = export
+        .bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                char::from(byte).to_string()
+            }
+            other => format!("%{other:02X}"),
+        })
+        .collect();
+    match place.split_once("/?") {
+        Some((start, query)) => format!("{start}/{escaped}?{query}"),
+        None if escaped.is_empty() => place.to_owned(),
+        None => format!("{place}/{escaped}"),
+    }
+}
+
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.socket {
