@@ -95,15 +95,8 @@ pub(crate) enum Where {
 #[derive(Debug)]
 pub(crate) enum Authentication {
     None,
-    X509 {
-        dir: PathBuf,
-        verify_peer: bool,
-    },
-    Psk {
-        file: PathBuf,
-    },
-    /// It has been worked out already.
-    Ready(nbd_server::tls::ServerTls),
+    X509 { dir: PathBuf, verify_peer: bool },
+    Psk { file: PathBuf },
 }
 
 /// How events are told.
