@@ -9,7 +9,7 @@ use nbd_server::channel::Channel;
 use nbd_server::proto::DEFAULT_PORT;
 use nbd_server::server::listen::Listener;
 use nbd_server::server::{Config, Handle, Limits, Server};
-use nbd_server::tls::{Policy, ServerTls, server};
+use nbd_server::tls::{Policy, ServerTls, psk, server};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::plan::{Authentication, Plan, Where};
@@ -76,10 +76,7 @@ fn tls(authentication: &Authentication) -> Result<Option<ServerTls>> {
         Authentication::X509 { dir, verify_peer } => {
             Ok(Some(ServerTls::X509(server::Config::from_dir(dir, *verify_peer)?)))
         }
-        Authentication::Psk { .. } => {
-            Err(Error::unsupported("pre-shared keys are not in this version of vimg"))
-        }
-        Authentication::Ready(tls) => Ok(Some(tls.clone())),
+        Authentication::Psk { file } => Ok(Some(ServerTls::Psk(psk::Server::from_file(file)?))),
     }
 }
 
