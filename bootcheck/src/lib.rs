@@ -1,11 +1,27 @@
-//! Boots a disk in a small KVM virtual machine and says whether it works.
+//! Boots a disk in a small virtual machine and says whether it works.
+//!
+//! ```text
+//!    Check (disk, kernel, what to look for, time limit)
+//!      |  check::run
+//!      v
+//!    engine: our own KVM machine, or an installed qemu       engine.rs is the seam
+//!      |  console bytes
+//!      v
+//!    console -> watch (pattern)  -> verdict -> report        lines, signs, the answer, its evidence
+//! ```
+//!
+//! The disk is written to as the guest pleases; [`scratch`] puts an overlay over it that vanishes. Nothing here
+//! prints or looks at the environment.
 
 mod acpi;
 mod boot;
 pub mod bus;
+pub mod check;
 pub mod console;
+pub mod counted;
 mod cpu;
 pub mod engine;
+pub mod kernel;
 mod kick;
 pub mod kvm;
 mod machine;
@@ -14,7 +30,9 @@ pub mod pattern;
 pub mod pci;
 pub mod platform;
 pub mod power;
+pub mod report;
 mod sandbox;
+pub mod scratch;
 pub mod serial;
 mod sys;
 mod vcpu;

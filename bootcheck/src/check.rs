@@ -1,0 +1,280 @@
+//! One check: a machine is run and watched until its console has told enough, it has ended, or the time is over.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use block::{Error, Result};
+
+use crate::engine::{Boot, Control, Engine, MachineSpec, Observer, Outcome, Runnable};
+use crate::kernel;
+use crate::pattern::Milestone;
+use crate::report::Report;
+use crate::verdict::{Reason, Stopped, Verdict, judge};
+use crate::watch::{Decision, Expectations, PAUSE, Watched, Watcher};
+
+/// After a sign of failure the guest runs on for so long, to tell more about it.
+const SETTLE: Duration = Duration::from_millis(1500);
+/// An engine that does not stop within this time is given up.
+const STOP_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+/// How often the listener is asked whether to go on.
+const ASK: Duration = Duration::from_millis(100);
+
+/// Where the kernel came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Named by the user.
+    Given,
+    /// Found on the disk.
+    Disk,
+}
+
+/// What is booted, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Where the kernel came from.
+    pub origin: Origin,
+    /// The boot entry: its id and its title.
+    pub entry: Option<(String, String)>,
+    /// The kernel's file.
+    pub kernel: String,
+    /// The files of the initramfs.
+    pub initrd: Vec<String>,
+    /// The whole command line.
+    pub cmdline: String,
+}
+
+/// A check that is to be made.
+#[derive(Debug)]
+pub struct Check {
+    /// The name of the image.
+    pub image: String,
+    /// The machine; its disks are written to.
+    pub machine: MachineSpec,
+    /// What is booted.
+    pub source: Source,
+    /// What to look for.
+    pub expectations: Expectations,
+    /// No longer than this; `None`: for ever.
+    pub time_limit: Option<Duration>,
+    /// A person is at the console: the guest runs until it ends, whatever it prints.
+    pub until_end: bool,
+}
+
+/// Whoever follows a check.
+pub trait Listener: Send + Sync {
+    /// The machine is ready and is about to run; this is its remote control.
+    fn ready(&self, control: &Arc<dyn Control>) {
+        let _ = control;
+    }
+
+    /// The guest has printed this. Called from the engine's threads.
+    fn console(&self, bytes: &[u8]) {
+        let _ = bytes;
+    }
+
+    /// The guest is still running: the time since the start, the latest station, the last line.
+    fn running(&self, elapsed: Duration, station: Option<Milestone>, line: &str) {
+        let _ = (elapsed, station, line);
+    }
+
+    /// Whether the check is to be given up.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Nobody follows.
+#[derive(Debug, Clone, Copy)]
+pub struct Silent;
+
+impl Listener for Silent {}
+
+/// Makes a check. Always returns, with a report: an engine that does not stop is left behind.
+pub fn run(check: Check, engine: &dyn Engine, listener: &Arc<dyn Listener>) -> Report {
+    let mut report = Report::new(&check.image);
+    report.engine = Some(engine.name());
+    report.source = Some(check.source.clone());
+    if let Some(defect) = kernel_defect(&check) {
+        report.verdict = defect;
+        return report;
+    }
+    match watch(check, engine, listener, &mut report) {
+        Ok(()) => {}
+        Err(error) => report.verdict = Verdict::not_checked(&error),
+    }
+    report
+}
+
+/// A kernel that is no kernel says something about the image only if it comes from there.
+fn kernel_defect(check: &Check) -> Option<Verdict> {
+    let Boot::Linux { kernel, .. } = &check.machine.boot else { return None };
+    let detail = format!("'{}': {}", check.source.kernel, kernel::defect(kernel)?);
+    Some(match check.source.origin {
+        Origin::Disk => Verdict::NotBooted { reason: Reason::KernelDamaged, detail: Some(detail) },
+        Origin::Given => Verdict::not_checked(&Error::invalid(detail)),
+    })
+}
+
+fn watch(check: Check, engine: &dyn Engine, listener: &Arc<dyn Listener>, report: &mut Report) -> Result<()> {
+    let started = Instant::now();
+    let eyes = Arc::new(Eyes {
+        watcher: Mutex::new(Some(Watcher::new(check.expectations)?)),
+        changed: Condvar::new(),
+        started,
+        listener: Arc::clone(listener),
+    });
+    let runnable = engine.build(check.machine, Arc::clone(&eyes) as _)?;
+    let control = runnable.control();
+    listener.ready(&control);
+    let ended = start(runnable, &eyes)?;
+    let follow = Follow { eyes: &eyes, ended: &ended, limit: check.time_limit, until_end: check.until_end };
+    let (stopped, mut outcome) = follow.to_the_end(listener);
+    report.elapsed = started.elapsed();
+    if outcome.is_none() {
+        control.stop();
+        outcome = ended.recv_timeout(STOP_LIMIT).ok();
+    }
+    let watched = eyes.close(report.elapsed);
+    let verdict = match &outcome {
+        Some(Ok(outcome)) => judge(stopped, &watched, outcome),
+        Some(Err(error)) => Verdict::not_checked(error),
+        None => without_outcome(stopped, &watched),
+    };
+    report.verdict = verdict;
+    report.watched = watched;
+    report.outcome = outcome.and_then(Result::ok);
+    Ok(())
+}
+
+/// What the console has told counts although the engine does not come back.
+fn without_outcome(stopped: Stopped, watched: &Watched) -> Verdict {
+    match (stopped, &watched.success, watched.failures.first()) {
+        (_, _, Some(failure)) => Verdict::NotBooted { reason: failure.reason, detail: None },
+        (_, Some(_), None) => Verdict::Booted,
+        (Stopped::Cancelled, ..) => {
+            Verdict::not_checked(&Error::new(block::ErrorKind::Cancelled, "cancelled"))
+        }
+        _ => Verdict::not_checked(&Error::unsupported(format!(
+            "the engine did not stop within {} s",
+            STOP_LIMIT.as_secs()
+        ))),
+    }
+}
+
+/// Runs the machine in a thread of its own; its end comes through the channel.
+fn start(runnable: Box<dyn Runnable>, eyes: &Arc<Eyes>) -> Result<Receiver<Result<Outcome>>> {
+    let (sender, ended) = mpsc::sync_channel(1);
+    let eyes = Arc::clone(eyes);
+    std::thread::Builder::new().name("machine".to_owned()).spawn(move || {
+        // Nobody may be waiting any more.
+        drop(sender.send(runnable.run()));
+        eyes.changed.notify_all();
+    })?;
+    Ok(ended)
+}
+
+/// Where the engine's threads and the one that waits meet.
+struct Eyes {
+    /// `None` when the check is over.
+    watcher: Mutex<Option<Watcher>>,
+    changed: Condvar,
+    started: Instant,
+    listener: Arc<dyn Listener>,
+}
+
+impl Observer for Eyes {
+    fn console(&self, bytes: &[u8], at: Instant) {
+        self.listener.console(bytes);
+        let at = at.saturating_duration_since(self.started);
+        let mut watcher = self.watcher.lock();
+        if let Some(watcher) = &mut *watcher {
+            watcher.feed(bytes, at);
+            self.changed.notify_all();
+        }
+    }
+}
+
+impl Eyes {
+    /// Looks at what the console shows after at most `wait`; earlier if there is news.
+    fn look(&self, wait: Duration) -> Look {
+        let mut watcher = self.watcher.lock();
+        if watcher.as_ref().is_some_and(|watcher| watcher.decision().is_none()) {
+            self.changed.wait_for(&mut watcher, wait);
+        }
+        let elapsed = self.started.elapsed();
+        let Some(watcher) = &mut *watcher else { return Look::default() };
+        watcher.tick(elapsed);
+        Look { decision: watcher.decision(), station: watcher.station(), line: watcher.last_line() }
+    }
+
+    fn close(&self, elapsed: Duration) -> Watched {
+        let watcher = self.watcher.lock().take();
+        watcher.map(|watcher| watcher.finish(elapsed)).unwrap_or_default()
+    }
+}
+
+/// What the console shows.
+#[derive(Debug, Default)]
+struct Look {
+    decision: Option<Decision>,
+    station: Option<Milestone>,
+    line: String,
+}
+
+/// Follows a running machine.
+struct Follow<'a> {
+    eyes: &'a Eyes,
+    ended: &'a Receiver<Result<Outcome>>,
+    limit: Option<Duration>,
+    until_end: bool,
+}
+
+impl Follow<'_> {
+    /// Until there is a reason to stop; with the outcome if the machine has ended by itself.
+    fn to_the_end(&self, listener: &Arc<dyn Listener>) -> (Stopped, Option<Result<Outcome>>) {
+        let mut told = Duration::ZERO;
+        loop {
+            let look = self.eyes.look(PAUSE.min(ASK));
+            if let Ok(outcome) = self.ended.try_recv() {
+                return (Stopped::GuestEnded, Some(outcome));
+            }
+            if let Some(decision) = look.decision.filter(|_| !self.until_end) {
+                return self.settle(decision);
+            }
+            let elapsed = self.eyes.started.elapsed();
+            if let Some(limit) = self.limit.filter(|limit| elapsed >= *limit) {
+                return (Stopped::TimeLimit(limit), None);
+            }
+            if elapsed.saturating_sub(told) >= ASK {
+                told = elapsed;
+                listener.running(elapsed, look.station, &look.line);
+            }
+            if listener.cancelled() {
+                return (Stopped::Cancelled, None);
+            }
+            if look.decision.is_some() {
+                // Nothing more is waited for on the console; only the end is.
+                match self.ended.recv_timeout(ASK) {
+                    Ok(outcome) => return (Stopped::GuestEnded, Some(outcome)),
+                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+                }
+            }
+        }
+    }
+
+    /// The matter is decided: a guest that fails may say more about it, or end by itself.
+    fn settle(&self, decision: Decision) -> (Stopped, Option<Result<Outcome>>) {
+        if decision == Decision::Failure
+            && let Ok(outcome) = self.ended.recv_timeout(SETTLE)
+        {
+            return (Stopped::GuestEnded, Some(outcome));
+        }
+        (Stopped::Decided, None)
+    }
+}
+
+#[cfg(test)]
+mod tests;

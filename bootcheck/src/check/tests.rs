@@ -1,0 +1,267 @@
+//! Checks with an engine that plays a script instead of running a guest.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::*;
+use crate::engine::{DiskActivity, Ending, Transport};
+
+/// What the guest does next.
+#[derive(Debug, Clone)]
+enum Step {
+    Print(&'static str),
+    Wait(u64),
+    End(Ending),
+    /// The monitor fails.
+    Fail,
+    /// It does nothing more, and does not even stop.
+    Hang,
+}
+
+#[derive(Debug)]
+struct Script(Vec<Step>);
+
+#[derive(Debug, Default)]
+struct Remote {
+    stopped: AtomicBool,
+    typed: Mutex<Vec<u8>>,
+}
+
+impl Control for Remote {
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+    }
+
+    fn type_bytes(&self, bytes: &[u8]) {
+        self.typed.lock().extend(bytes);
+    }
+}
+
+struct Guest {
+    steps: Vec<Step>,
+    observer: Arc<dyn Observer>,
+    remote: Arc<Remote>,
+    started: Instant,
+}
+
+impl std::fmt::Debug for Guest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Guest({:?})", self.steps)
+    }
+}
+
+impl Engine for Script {
+    fn name(&self) -> &'static str {
+        "script"
+    }
+
+    fn build(&self, _spec: MachineSpec, observer: Arc<dyn Observer>) -> Result<Box<dyn Runnable>> {
+        if self.0.is_empty() {
+            return Err(Error::unsupported("no KVM").hint("get some"));
+        }
+        let (steps, remote) = (self.0.clone(), Arc::default());
+        Ok(Box::new(Guest { steps, observer, remote, started: Instant::now() }))
+    }
+}
+
+impl Runnable for Guest {
+    fn control(&self) -> Arc<dyn Control> {
+        Arc::clone(&self.remote) as _
+    }
+
+    fn run(self: Box<Self>) -> Result<Outcome> {
+        let outcome = |ending| Outcome {
+            ending,
+            cpus: vec![],
+            disks: vec![DiskActivity { reads: 1, ..DiskActivity::default() }],
+            startup: self.started.elapsed(),
+        };
+        for step in &self.steps {
+            if self.remote.stopped.load(Ordering::SeqCst) {
+                return Ok(outcome(Ending::Stopped));
+            }
+            match step {
+                Print(text) => self.observer.console(text.as_bytes(), Instant::now()),
+                Wait(millis) => std::thread::sleep(Duration::from_millis(*millis)),
+                End(ending) => return Ok(outcome(ending.clone())),
+                Fail => return Err(Error::unsupported("the monitor broke")),
+                Hang => std::thread::sleep(Duration::from_secs(3600)),
+            }
+        }
+        while !self.remote.stopped.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(outcome(Ending::Stopped))
+    }
+}
+
+fn kernel() -> Arc<[u8]> {
+    let mut kernel = vec![0; 5 * 512];
+    kernel[0x1f1] = 4;
+    kernel[0x202..0x206].copy_from_slice(b"HdrS");
+    kernel.into()
+}
+
+fn a_check() -> Check {
+    Check {
+        image: "disk.raw".to_owned(),
+        machine: MachineSpec {
+            cpus: 1,
+            memory_bytes: 64 << 20,
+            disks: vec![],
+            transport: Transport::Pci,
+            boot: Boot::Linux { kernel: kernel(), initrd: None, cmdline: String::new() },
+        },
+        source: Source {
+            origin: Origin::Disk,
+            entry: None,
+            kernel: "/vmlinuz".to_owned(),
+            initrd: vec![],
+            cmdline: String::new(),
+        },
+        expectations: Expectations::default(),
+        time_limit: Some(Duration::from_secs(20)),
+        until_end: false,
+    }
+}
+
+fn silent() -> Arc<dyn Listener> {
+    Arc::new(Silent)
+}
+
+fn play(steps: &[Step]) -> Report {
+    run(a_check(), &Script(steps.to_vec()), &silent())
+}
+
+#[track_caller]
+fn expect_reason(report: &Report, expected: Reason) {
+    match &report.verdict {
+        Verdict::NotBooted { reason, .. } => assert_eq!(*reason, expected, "{report:?}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+use Step::{End, Fail, Hang, Print, Wait};
+
+#[test]
+fn a_prompt_ends_the_check_at_once() {
+    let report = play(&[Print("Linux version 6.1\r\n"), Wait(20), Print("vm login: ")]);
+    assert_eq!(report.verdict, Verdict::Booted);
+    assert!(report.elapsed < Duration::from_secs(5), "{report:?}");
+    assert_eq!(report.outcome.unwrap().ending, Ending::Stopped);
+    assert_eq!(report.watched.tail, ["Linux version 6.1", "vm login: "]);
+}
+
+#[test]
+fn a_failing_guest_may_finish_its_sentence() {
+    let report = play(&[
+        Print("Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\n"),
+        Wait(50),
+        Print("CPU: 0 PID: 1\n"),
+        End(Ending::Reset { how: "ACPI" }),
+    ]);
+    expect_reason(&report, Reason::RootNotFound);
+    assert_eq!(report.watched.tail.last().unwrap(), "CPU: 0 PID: 1");
+    assert_eq!(report.outcome.unwrap().ending, Ending::Reset { how: "ACPI" });
+    // But only for a moment.
+    let report = play(&[Print("(initramfs) "), Wait(50), Print("\n")]);
+    expect_reason(&report, Reason::InitramfsShell);
+    assert!(report.elapsed < Duration::from_secs(10));
+}
+
+#[test]
+fn the_ending_counts_if_the_console_tells_nothing() {
+    expect_reason(&play(&[Print("hello\n"), End(Ending::TripleFault)]), Reason::TripleFault);
+    expect_reason(&play(&[End(Ending::PowerOff)]), Reason::PowerOff);
+    // The prompt was the last thing before the end, and its line never ended.
+    assert_eq!(play(&[Print("vm login: "), End(Ending::PowerOff)]).verdict, Verdict::Booted);
+}
+
+#[test]
+fn time_is_limited() {
+    let limited = |steps: &[Step]| {
+        let check = Check { time_limit: Some(Duration::from_millis(150)), ..a_check() };
+        run(check, &Script(steps.to_vec()), &silent())
+    };
+    expect_reason(&limited(&[Wait(1)]), Reason::NoOutput);
+    let report = limited(&[Print("Linux version 6.1\n")]);
+    expect_reason(&report, Reason::Timeout);
+    assert!(report.headline().contains("after 0 s; the last station was: kernel"), "{}", report.headline());
+}
+
+#[test]
+fn a_check_that_cannot_be_made_is_no_verdict() {
+    for steps in [&[][..], &[Fail], &[Print("x"), End(Ending::EngineDied { reason: "killed".to_owned() })]] {
+        let report = play(steps);
+        assert_eq!(report.verdict.exit_code(), 2, "{report:?}");
+    }
+    let report = play(&[]);
+    assert!(matches!(report.verdict, Verdict::NotChecked { hints, .. } if hints == ["get some"]));
+}
+
+#[test]
+fn an_engine_that_hangs_is_left_behind() {
+    let report = play(&[Print("vm login: "), Hang]);
+    assert_eq!(report.verdict, Verdict::Booted, "the console has told enough");
+    assert!(report.outcome.is_none());
+}
+
+struct Impatient;
+
+impl Listener for Impatient {
+    fn cancelled(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn the_user_may_give_up() {
+    let listener: Arc<dyn Listener> = Arc::new(Impatient);
+    let report = run(a_check(), &Script(vec![Print("x\n")]), &listener);
+    assert!(matches!(report.verdict, Verdict::NotChecked { cancelled: true, .. }), "{report:?}");
+}
+
+#[derive(Default)]
+struct Typist {
+    printed: Mutex<Vec<u8>>,
+    told: AtomicBool,
+}
+
+impl Listener for Typist {
+    fn ready(&self, control: &Arc<dyn Control>) {
+        control.type_bytes(b"root\n");
+    }
+
+    fn console(&self, bytes: &[u8]) {
+        self.printed.lock().extend(bytes);
+    }
+
+    fn running(&self, _elapsed: Duration, station: Option<Milestone>, line: &str) {
+        self.told.store(station == Some(Milestone::Login) && line == "vm login: ", Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_person_at_the_console_sees_everything_until_the_end() {
+    let typist = Arc::new(Typist::default());
+    let listener: Arc<dyn Listener> = Arc::clone(&typist) as _;
+    let check = Check { until_end: true, ..a_check() };
+    let steps = vec![Print("vm login: "), Wait(500), Print("root\r\n# "), End(Ending::PowerOff)];
+    let report = run(check, &Script(steps), &listener);
+    assert_eq!(report.verdict, Verdict::Booted);
+    assert_eq!(*typist.printed.lock(), b"vm login: root\r\n# ");
+    assert!(typist.told.load(Ordering::SeqCst), "where the guest is was told meanwhile");
+}
+
+#[test]
+fn a_cut_kernel_is_the_images_fault_only_if_it_comes_from_there() {
+    let mut check = a_check();
+    check.machine.boot =
+        Boot::Linux { kernel: kernel()[..2000].into(), initrd: None, cmdline: String::new() };
+    let report = run(check, &Script(vec![Hang]), &silent());
+    expect_reason(&report, Reason::KernelDamaged);
+    assert!(report.headline().contains("'/vmlinuz': the kernel is cut off"), "{}", report.headline());
+    let mut check = a_check();
+    check.machine.boot = Boot::Linux { kernel: (*b"nothing").into(), initrd: None, cmdline: String::new() };
+    check.source.origin = Origin::Given;
+    assert_eq!(run(check, &Script(vec![Hang]), &silent()).verdict.exit_code(), 2);
+}
