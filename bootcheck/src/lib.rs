@@ -30,6 +30,7 @@ pub mod pattern;
 pub mod pci;
 pub mod platform;
 pub mod power;
+pub mod qemu;
 pub mod report;
 mod sandbox;
 pub mod scratch;
