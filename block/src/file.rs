@@ -126,11 +126,20 @@ pub struct FileOptions {
     pub create: Option<CreateMode>,
     /// Whether a symbolic link as the last part of the path is followed.
     pub follow: bool,
+    /// Reading leaves the file's time of access as it is (`O_NOATIME`), where the file is ours or we are root;
+    /// elsewhere the host decides.
+    pub keep_access_time: bool,
 }
 
 impl Default for FileOptions {
     fn default() -> Self {
-        Self { writable: false, cache: CacheMode::default(), create: None, follow: true }
+        Self {
+            writable: false,
+            cache: CacheMode::default(),
+            create: None,
+            follow: true,
+            keep_access_time: false,
+        }
     }
 }
 
@@ -162,10 +171,22 @@ impl FileOptions {
             Some(CreateMode::Truncate) => options.create(true),
             None => &mut options,
         };
-        let file = options.open(path).map_err(|error| self.explain_open(error))?;
+        let file =
+            self.open_keeping_time(&mut options, flags, path).map_err(|error| self.explain_open(error))?;
         let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
         fcntl(&file, FcntlArg::F_SETFL(flags.difference(OFlag::O_NONBLOCK)))?;
         Ok(file)
+    }
+
+    /// `O_NOATIME` is refused to those who do not own the file.
+    fn open_keeping_time(&self, options: &mut OpenOptions, flags: OFlag, path: &Path) -> io::Result<File> {
+        if self.keep_access_time {
+            match options.custom_flags((flags | OFlag::O_NOATIME).bits()).open(path) {
+                Err(error) if error.raw_os_error() == Some(Errno::EPERM as i32) => {}
+                opened => return opened,
+            }
+        }
+        options.custom_flags(flags.bits()).open(path)
     }
 
     fn explain_open(&self, error: io::Error) -> Error {

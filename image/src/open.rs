@@ -85,6 +85,8 @@ pub struct OpenOptions {
     pub for_check: bool,
     /// How hard clusters that are written compressed are compressed.
     pub compression: qcow2::codec::Level,
+    /// Reading leaves the times of access of all files as they are, where the host allows it.
+    pub keep_access_time: bool,
     /// Show the image (not those behind it) as it was when this internal snapshot was taken. Read-only.
     pub snapshot: Option<qcow2::snapshot::Selector>,
 }

@@ -487,3 +487,22 @@ fn blocks_are_shared_where_the_file_system_can() {
     assert!(!shared.clone_range(8192, &MemStorage::new(), 0, 4096).unwrap());
     drop((shared, source));
 }
+
+/// A check must not even leave the trace of having read. (Root may do that with any file, others with their own.)
+#[test]
+fn reading_can_leave_the_time_of_access_alone() {
+    use std::os::unix::fs::MetadataExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x");
+    fs::write(&path, [1; 4096]).unwrap();
+    // Older than its contents: even mounts with relatime would note the next read.
+    let file = File::options().write(true).open(&path).unwrap();
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+    file.set_times(fs::FileTimes::new().set_accessed(long_ago)).unwrap();
+    let options = FileOptions { keep_access_time: true, ..FileOptions::default() };
+    let opened = HostFile::open(&path, &options).unwrap();
+    let mut buf = [0; 4096];
+    opened.read_at(&mut buf, 0).unwrap();
+    assert_eq!(buf, [1; 4096]);
+    assert_eq!(fs::metadata(&path).unwrap().atime(), 1_000_000);
+}

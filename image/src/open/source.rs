@@ -200,7 +200,8 @@ fn data_file_permissions(writable: bool, options: &OpenOptions) -> (Permissions,
 /// Opens a file that must exist.
 fn open_file(path: &Path, writable: bool, direct: bool, options: &OpenOptions) -> Result<Arc<HostFile>> {
     let cache = if direct { block::file::CacheMode::None } else { options.cache };
-    let options = FileOptions { writable, cache, ..FileOptions::default() };
+    let keep_access_time = options.keep_access_time;
+    let options = FileOptions { writable, cache, keep_access_time, ..FileOptions::default() };
     let opened = HostFile::open(path, &options).map_err(|error| match error.message() {
         // qemu names the file once only where the sentence already does.
         message if message.starts_with("'file' driver requires") => error,
