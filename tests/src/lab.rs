@@ -24,13 +24,26 @@ pub fn lab() -> Need {
     if prepared.code == Some(0) { Ok(()) } else { Err(format!("no lab: {}", prepared.stderr.trim())) }
 }
 
-/// A script of bash to be run in the lab, in `dir`, which it can write to; everything else it writes is gone afterwards.
-/// `$VIMG` is the program.
-#[must_use]
+/// What scripts may use: `is WANTED FOUND`, and `fails TEXT COMMAND...`, which wants the text in the complaint.
+const WORDS: &str = r#"
+is() { [ "$1" = "$2" ] || { echo "line ${BASH_LINENO[0]}: wanted '$1', found '$2'" >&2; exit 1; }; }
+fails() {
+    local wanted=$1 said; shift
+    if said=$("$@" 2>&1); then echo "line ${BASH_LINENO[0]}: should have failed: $*: $said" >&2; exit 1; fi
+    case $said in *"$wanted"*) ;; *) echo "line ${BASH_LINENO[0]}: $*: wanted '$wanted', found '$said'" >&2; exit 1 ;; esac
+}
+"#;
+
+/// A script of bash to be run in the lab, in `dir`, which it can write to; everything else it writes is gone
+/// afterwards. `$VIMG` is the program. The first command that fails ends it, and what the kernel had to say follows.
 pub fn script(dir: &Path, script: &str) -> Cmd {
     let vimg = crate::command::vimg_path();
-    let text = format!("set -eu\nVIMG='{}'\n{script}", vimg.display());
-    Cmd::new(path()).words("--timeout 540 -- bash -c").arg(text).dir(dir).timeout(600)
+    let setup = format!("set -eu; trap '[ $? = 0 ] || dmesg | tail -15 >&2' EXIT; VIMG='{}'", vimg.display());
+    Cmd::new(path())
+        .words("--timeout 540 -- bash -c")
+        .arg(format!("{setup}\n{WORDS}\n{script}"))
+        .dir(dir)
+        .timeout(600)
 }
 
 /// Runs it and expects success.

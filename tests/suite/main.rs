@@ -27,6 +27,7 @@ mod locks;
 mod luks;
 mod map;
 mod measure;
+mod nbd_kernel;
 mod node_options;
 mod random_ops;
 mod rebase;

@@ -40,6 +40,8 @@ pub use sysfs::{PartitionDevice, Status};
 const MAX_INDEX: u32 = (1 << 20) - 1;
 /// How long a device may take to appear or to go.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long one may take to go that somebody may be using.
+const RELEASE: Duration = Duration::from_secs(2);
 
 /// An nbd device, whether it exists or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -140,7 +142,7 @@ pub fn attach(device: Option<Device>, setup: &Setup, sockets: Vec<OwnedFd>) -> R
         None => Attached::Loop(ioctl::start(device, setup, sockets)?),
     };
     let device = attached.device();
-    if let Err(error) = wait_until(device, |status| status.size > 0) {
+    if let Err(error) = wait_until(device, |status| status.size > 0, PATIENCE) {
         let _ = disconnect(device);
         return Err(error);
     }
@@ -268,7 +270,13 @@ pub fn detach(device: Device, how: Detach) -> Result<()> {
 
 /// Takes a device away as it is: opening it, even, could mean to wait for its server.
 fn abandon(device: Device) -> Result<()> {
+    let owner = status(device).and_then(|status| status.pid);
     disconnect(device)?;
+    if wait_until(device, |status| !status.connected(), RELEASE).is_err() {
+        let what = format!("{device} has no server any more, but stays until nobody uses it");
+        let error = Error::new(ErrorKind::Locked, what);
+        return Err(users::of(device, owner).into_iter().fold(error, Error::hint));
+    }
     wait_until_free(device)?;
     let left = status(device).map(|status| status.partitions).unwrap_or_default();
     if left.is_empty() { Ok(()) } else { partition::remove(&open_exclusively(device)?, device, &left) }
@@ -349,12 +357,12 @@ fn modprobe() -> String {
 }
 
 /// Waits until the device has what is asked of it.
-fn wait_until(device: Device, is_so: impl Fn(&Status) -> bool) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+fn wait_until(device: Device, is_so: impl Fn(&Status) -> bool, patience: Duration) -> Result<()> {
+    let deadline = Instant::now() + patience;
     let mut pause = Duration::from_millis(1);
     while !status(device).is_some_and(|status| is_so(&status)) {
         if Instant::now() > deadline {
-            let waited = PATIENCE.as_secs();
+            let waited = patience.as_secs();
             return Err(Error::new(
                 ErrorKind::Io,
                 format!("{device} has not changed its state in {waited} s"),
@@ -368,7 +376,7 @@ fn wait_until(device: Device, is_so: impl Fn(&Status) -> bool) -> Result<()> {
 
 /// Waits until nothing is left of the connection.
 fn wait_until_free(device: Device) -> Result<()> {
-    wait_until(device, |status| !status.connected())?;
+    wait_until(device, |status| !status.connected(), PATIENCE)?;
     let devices = match Family::open()? {
         Some(mut family) => family.status()?,
         None => return Ok(()),
