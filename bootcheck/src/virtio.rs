@@ -7,6 +7,8 @@
 pub mod blk;
 mod chain;
 mod common;
+#[cfg(test)]
+pub(crate) mod driver;
 pub mod fuzz;
 mod mmio;
 mod msix;

@@ -114,6 +114,15 @@ impl Interrupt for PciInterrupt {
     }
 }
 
+/// The addresses of notifications that KVM turns into events without an exit.
+#[derive(Debug, Default)]
+struct Doorbells {
+    /// A driver has begun to use the device.
+    wanted: bool,
+    /// The window in which they are attached; 0 if they are not.
+    attached: u64,
+}
+
 /// A virtio device on the bus.
 #[derive(Debug)]
 pub struct VirtioPci {
@@ -122,8 +131,7 @@ pub struct VirtioPci {
     vm: Arc<dyn Vm>,
     /// Where the window is decoded; 0 if it is not.
     window: AtomicU64,
-    /// Where the doorbells are attached; 0 if they are not.
-    doorbells: Mutex<u64>,
+    doorbells: Mutex<Doorbells>,
     /// Offsets in configuration space of the MSI-X capability and of the window into the window.
     msix_at: u8,
     access_at: u8,
@@ -154,7 +162,7 @@ impl VirtioPci {
             interrupt,
             vm,
             window: AtomicU64::new(0),
-            doorbells: Mutex::new(0),
+            doorbells: Mutex::default(),
             msix_at,
             access_at,
         };
@@ -174,37 +182,28 @@ impl VirtioPci {
         let address = if decoded { u64::from(config.bar()) } else { 0 };
         drop(config);
         self.window.store(address, Ordering::Release);
-        // The doorbells follow, if they are in use.
-        let mut attached = self.doorbells.lock();
-        if *attached != 0 && *attached != address {
-            self.detach_doorbells(*attached);
-            *attached = 0;
-            drop(attached);
-            self.attach_doorbells();
-        }
+        self.settle_doorbells(&mut self.doorbells.lock());
     }
 
     fn doorbell(window: u64, queue: u16) -> u64 {
         window + NOTIFY + u64::from(queue) * u64::from(NOTIFY_STEP)
     }
 
-    /// Lets KVM turn notifications into events without an exit. Where that fails, they arrive as writes.
-    fn attach_doorbells(&self) {
-        let window = self.window.load(Ordering::Acquire);
-        let mut attached = self.doorbells.lock();
-        if window == 0 || *attached == window {
+    /// Has the doorbells where the window is now. Where attaching fails, notifications arrive as writes.
+    fn settle_doorbells(&self, doorbells: &mut Doorbells) {
+        let window = if doorbells.wanted { self.window.load(Ordering::Acquire) } else { 0 };
+        if doorbells.attached == window {
             return;
         }
         for (queue, kick) in self.common.kicks() {
-            let _ = self.vm.attach_doorbell(Self::doorbell(window, queue), None, kick);
+            if doorbells.attached != 0 {
+                self.vm.detach_doorbell(Self::doorbell(doorbells.attached, queue), None, kick);
+            }
+            if window != 0 {
+                let _ = self.vm.attach_doorbell(Self::doorbell(window, queue), None, kick);
+            }
         }
-        *attached = window;
-    }
-
-    fn detach_doorbells(&self, window: u64) {
-        for (queue, kick) in self.common.kicks() {
-            self.vm.detach_doorbell(Self::doorbell(window, queue), None, kick);
-        }
+        doorbells.attached = window;
     }
 
     fn set_status(&self, status: u8) {
@@ -214,7 +213,9 @@ impl VirtioPci {
             return;
         }
         if status & super::common::STATUS_DRIVER_OK != 0 {
-            self.attach_doorbells();
+            let mut doorbells = self.doorbells.lock();
+            doorbells.wanted = true;
+            self.settle_doorbells(&mut doorbells);
         }
         self.common.set_status(status);
     }
