@@ -113,9 +113,11 @@ impl Machine {
         for (number, device) in self.virtio.iter().enumerate() {
             for queue in 0..usize::from(device.queue_count()) {
                 let (device, power) = (Arc::clone(device), Arc::clone(&self.control.power));
-                threads.push(kick::spawn(&format!("virtio{number}.{queue}"), power, move || {
-                    sandbox::enter(sandbox::Role::Device);
-                    device.work(queue);
+                let name = format!("virtio{number}.{queue}");
+                threads.push(kick::spawn(&name, Arc::clone(&power), move || {
+                    if confine(sandbox::Role::Device, &power) {
+                        device.work(queue);
+                    }
                 })?);
             }
         }
@@ -130,9 +132,9 @@ impl Machine {
         // The boot processor last: the others wait for it to wake them.
         let start = |vcpu: Vcpu| {
             let (observer, startup) = (Arc::clone(&self.observer), Arc::clone(startup));
-            let boot = vcpu.index == 0;
-            kick::spawn(&format!("vcpu{}", vcpu.index), Arc::clone(&self.control.power), move || {
-                sandbox::enter(sandbox::Role::Processor);
+            let (boot, power) = (vcpu.index == 0, Arc::clone(&self.control.power));
+            kick::spawn(&format!("vcpu{}", vcpu.index), Arc::clone(&power), move || {
+                confine(sandbox::Role::Processor, &power);
                 vcpu.run(|at| {
                     if boot {
                         startup.store(nanos(at.duration_since(begin)), Ordering::Release);
@@ -186,6 +188,15 @@ impl Machine {
     }
 }
 
+/// Confines the calling thread; a machine whose threads cannot be confined does not run.
+fn confine(role: sandbox::Role, power: &Power) -> bool {
+    let result = sandbox::enter(role);
+    if let Err(error) = &result {
+        power.end(Ending::Stuck { reason: error.to_string() });
+    }
+    result.is_ok()
+}
+
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -217,3 +228,5 @@ impl Runnable for Machine {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::guest::elf as elf_for_tests;

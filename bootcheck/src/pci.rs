@@ -3,7 +3,7 @@
 
 mod bridge;
 mod config;
-pub mod fuzz;
+pub(crate) mod fuzz;
 
 use std::fmt::Debug;
 use std::sync::Arc;

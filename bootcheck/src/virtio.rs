@@ -9,7 +9,7 @@ mod chain;
 mod common;
 #[cfg(test)]
 pub(crate) mod driver;
-pub mod fuzz;
+pub(crate) mod fuzz;
 mod mmio;
 mod msix;
 mod pci;

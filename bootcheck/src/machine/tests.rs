@@ -1,6 +1,6 @@
 //! Guests of our own, on any `/dev/kvm`, real or emulated.
 
-mod guest;
+pub(crate) mod guest;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -87,7 +87,7 @@ impl Rom {
 pub(super) const ELF_CODE: u32 = 0x10_0000;
 
 /// A kernel of one segment of code, perhaps with PVH's note.
-pub(super) fn elf(code: &[u8], pvh_entry: Option<u32>) -> Vec<u8> {
+pub(crate) fn elf(code: &[u8], pvh_entry: Option<u32>) -> Vec<u8> {
     let header = |kind: u32, offset: u64, address: u64, len: usize| {
         let len = len as u64;
         let mut header = [kind.to_le_bytes(), 7u32.to_le_bytes()].concat();
