@@ -14,6 +14,7 @@
 //! allocation has a limit, and what cannot be understood is an error with its reason.
 #![forbid(unsafe_code)]
 
+pub mod boot;
 mod bytes;
 mod crc;
 pub mod detect;

@@ -82,6 +82,15 @@ impl FileSystem {
         Ok(Self { nodes, kind: found.kind, notes })
     }
 
+    /// Opens a file system of btrfs as it is without regard to its default subvolume; any other as [`open`](Self::open)
+    /// does. That is how GRUB sees it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_top(device: Arc<dyn BlockDevice>) -> Result<Self> {
+        Self::open(device)
+    }
+
     /// Which file system it is.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -1,0 +1,62 @@
+//! The names that GRUB has for volumes (GRUB manual, "How to specify devices"): `hd0,gpt2`, `lvm/group-name`.
+
+use super::super::files::{Files, VolumeFacts};
+use crate::disks::Location;
+use crate::lvm;
+
+/// The name of a volume.
+pub(super) fn name(facts: &VolumeFacts) -> String {
+    match &facts.location {
+        Location::Whole { disk } => format!("hd{disk}"),
+        Location::Partition { disk, number } => format!("hd{disk},{number}"),
+        Location::Logical { group, name } => format!("lvm/{}", lvm::mapper_name(group, name)),
+    }
+}
+
+/// The volume of a name. Disks are numbered as the guest has them, which a BIOS may see otherwise: scripts search.
+pub(super) fn volume(files: &Files, name: &str) -> Option<usize> {
+    let by = |same: &dyn Fn(&VolumeFacts) -> bool| files.volumes.iter().position(same);
+    if let Some(mapper) = name.strip_prefix("lvm/") {
+        return by(&|facts| match &facts.location {
+            Location::Logical { group, name } => lvm::mapper_name(group, name) == mapper,
+            _ => false,
+        });
+    }
+    if let Some(ids) = name.strip_prefix("lvmid/") {
+        let (group, volume) = ids.split_once('/')?;
+        let (group, volume) = (group.replace('-', ""), volume.replace('-', ""));
+        return by(&|facts| {
+            facts.lvm_ids.as_ref().is_some_and(|own| *own == (group.clone(), volume.clone()))
+        });
+    }
+    let (disk, partition) = name.strip_prefix("hd")?.split_once(',').unwrap_or((&name[2..], ""));
+    let disk: usize = disk.parse().ok()?;
+    let digits = partition.trim_start_matches(|character: char| !character.is_ascii_digit());
+    let location = match partition {
+        "" => Location::Whole { disk },
+        _ => Location::Partition { disk, number: digits.parse().ok()? },
+    };
+    by(&|facts| facts.location == location)
+}
+
+/// What `search` looks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Uuid,
+    Label,
+    File,
+}
+
+/// The first volume that has it, those of `hints` before others.
+pub(super) fn search(files: &Files, wanted: Wanted, value: &str, hints: &[String]) -> Option<usize> {
+    let has = |index: usize| {
+        let facts = &files.volumes[index];
+        match wanted {
+            Wanted::Uuid => !value.is_empty() && facts.uuid.eq_ignore_ascii_case(value),
+            Wanted::Label => facts.readable && facts.label == value,
+            Wanted::File => facts.readable && files.exists(index, value),
+        }
+    };
+    let hinted = hints.iter().filter_map(|hint| volume(files, hint.trim_end_matches(',')));
+    hinted.chain(0..files.volumes.len()).find(|index| has(*index))
+}
