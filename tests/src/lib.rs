@@ -16,7 +16,7 @@
 //! * [`foreign`] writes images of formats that are only read, and archives.
 //! * [`lab`] runs a script in a Linux of our own, with root, loop, nbd and KVM.
 //! * [`fuzz`] has the bodies of the fuzz targets.
-//! * [`guest`] fills file systems and compares what is read back.
+//! * [`guest`] fills file systems and compares what is read back; [`guest_image`] puts whole disks together.
 //!
 //! A harness may panic and print: a failure here is the failure of the test that called it.
 #![expect(clippy::unwrap_used, reason = "a panic in the harness is the failure of the test that called it")]
@@ -28,6 +28,7 @@ pub mod foreign;
 pub mod forge;
 pub mod fuzz;
 pub mod guest;
+pub mod guest_image;
 pub mod lab;
 pub mod ops;
 pub mod shape;

@@ -20,6 +20,7 @@ mod devices;
 mod encrypt;
 mod faults;
 mod foreign;
+mod guestdisk_boot;
 mod guestdisk_fs;
 mod hostile;
 mod info;
