@@ -16,8 +16,15 @@ mod detach;
 mod list;
 mod record;
 mod serve;
+mod show;
 
 use nbd_server::kernel::Device;
+
+#[expect(unused_imports, reason = "for serve --connect and --disconnect, which come next")]
+pub(crate) use {
+    detach::detach,
+    show::{show, watch_signals},
+};
 
 use crate::app::App;
 use crate::exit::Outcome;

@@ -14,6 +14,7 @@ use crate::app::App;
 use crate::cli::{ObjectArgs, SourceArgs};
 use crate::exit::{Failure, Outcome};
 
+pub(crate) use disk::temporary;
 pub(crate) use run::run as carry_out;
 
 use plan::{Authentication, Io, Logging, Plan, Served, Where, Window};

@@ -52,7 +52,11 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     if exit == Exit::OK { Ok(exit) } else { Err(Failure::Silent(exit)) }
 }
 
-fn detach(device: Device, force: bool, app: &App) -> block::Result<()> {
+/// Takes a device away, and waits until its server, if that is ours, has closed the image.
+///
+/// # Errors
+/// It is in use, or not connected; the image could not be left as it should be.
+pub(crate) fn detach(device: Device, force: bool, app: &App) -> block::Result<()> {
     let record = record::read(device);
     let server_gone = record.as_ref().is_some_and(|record| record.pid.is_some()) && !record::is_alive(device);
     if server_gone {

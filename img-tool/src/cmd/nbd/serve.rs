@@ -1,16 +1,12 @@
 //! The server of an attached device: opens the image, serves it to the kernel, and closes it in the end.
 
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use block::file::{FileOptions, HostFile};
 use block::overlay::Overlay;
-use block::{BlockDevice, Error, Result, ResultExt as _};
-use image::{Format, Layer, OpenOptions as ImageOptions};
-use nbd_server::channel::Channel;
-use nbd_server::kernel::{self, Attached, Detach, Device, Setup, Wanted};
+use block::{BlockDevice, Error, ErrorKind, Result};
+use image::{Format, Layer, OpenOptions, Share};
+use nbd_server::kernel::{self, Detach, Device, Setup};
 use nbd_server::proto::{HeaderStyle, transmission};
 use nbd_server::server::event::{Event, Log};
 use nbd_server::server::export::{Export, ExportOptions};
@@ -20,7 +16,9 @@ use nbd_server::tls::Policy;
 use super::attach::Args;
 use super::background::{SUCCESSOR_WANTED, ready};
 use super::record::{Own, Record};
+use super::show::{self, show};
 use crate::app::App;
+use crate::cmd::serve::temporary;
 use crate::exit::{Exit, Outcome};
 use crate::snapshot::Wanted as Snapshot;
 
@@ -64,13 +62,12 @@ fn serve(args: &Args, waiting: Option<Device>, app: &App) -> Outcome<Served> {
     let export = Arc::new(Export::new("", Arc::clone(&disk), export_options(args, &layer)));
     let setup = setup(args, &export);
     let server = Server::new(config(&export))?;
-    let sockets = connect(&server, &export, args.connections)?;
     let device = match waiting {
-        Some(device) => kernel::reconnect(device, &setup, &sockets).map(|()| device),
-        None => attach(args, &setup, sockets, &*disk, app),
+        Some(device) => show::resume(&server, &export, args.connections, device, &setup).map(|()| device),
+        None => show(&server, &export, args.connections, args.device, &setup, app),
     }?;
     let record = record(args, &layer);
-    let own = Own::write(device, &record).and_then(|own| watch_signals(device).map(|()| own));
+    let own = Own::write(device, &record).and_then(|own| show::watch_signals(device).map(|()| own));
     let own = own.inspect_err(|_| {
         // Nobody would ever serve it; the first error is the one that matters.
         let _ = kernel::detach(device, Detach { force: true, ..Detach::default() });
@@ -83,16 +80,23 @@ fn serve(args: &Args, waiting: Option<Device>, app: &App) -> Outcome<Served> {
 fn open(args: &Args, app: &App) -> Outcome<Arc<Layer>> {
     let source = args.source.source(&args.filename, args.format.as_deref())?;
     let snapshot = args.snapshot.as_deref().map(|name| Snapshot::parse(name, app)).transpose()?;
-    let options = ImageOptions {
+    let options = OpenOptions {
         writable: args.writable(),
         format: source.format,
+        // Two who write to one raw image would not know of each other.
+        share: if args.writable() { Share::NoWriters } else { Share::Format },
         force_share: args.source.force_share,
         policy: app.policy(),
         secrets: args.source.objects.secrets()?,
         snapshot: snapshot.map(|wanted| wanted.selector),
-        ..ImageOptions::default()
+        ..OpenOptions::default()
     };
-    Ok(app.open(&source.spec, &options)?)
+    let layer = app.open(&source.spec, &options)?;
+    if args.writable() && layer.image.read_only() {
+        let error = Error::new(ErrorKind::ReadOnly, format!("'{}' cannot be written", args.filename));
+        return Err(error.hint("attach it with --read-only, or with --overlay").into());
+    }
+    Ok(layer)
 }
 
 /// The disk that is shown: the image, under an overlay, or a partition of that.
@@ -105,18 +109,6 @@ fn disk(args: &Args, layer: &Layer) -> Result<Arc<dyn BlockDevice>> {
         Some(number) => Ok(Arc::new(guestdisk::partition::slice(disk, number)?)),
         None => Ok(disk),
     }
-}
-
-/// A file without a name (any more), for what is written to an overlay.
-fn temporary() -> Result<HostFile> {
-    let template = std::env::temp_dir().join("vimg-overlay-XXXXXX");
-    let (file, path) =
-        nix::unistd::mkstemp(&template).context(|| format!("a temporary file '{}'", template.display()))?;
-    let opened = HostFile::open(&path, &FileOptions::read_write());
-    drop(file);
-    // Should it stay, it is a file too many.
-    let _ = std::fs::remove_file(&path);
-    opened
 }
 
 /// With `--reconnect` the process may die without the kernel noticing more than a pause, so that it must hold nothing
@@ -162,48 +154,6 @@ fn config(export: &Arc<Export>) -> Config {
     }
 }
 
-/// Socket pairs: the server has one end of each, the kernel gets the others.
-fn connect(server: &Server, export: &Arc<Export>, connections: u32) -> Result<Vec<OwnedFd>> {
-    (0..connections)
-        .map(|_| {
-            let (ours, kernels) = UnixStream::pair().context(|| "a pair of sockets".to_owned())?;
-            server.serve_raw(Channel::unix(ours, "kernel"), export)?;
-            Ok(kernels.into())
-        })
-        .collect()
-}
-
-/// Connects the device and shows its partitions.
-fn attach(
-    args: &Args,
-    setup: &Setup,
-    sockets: Vec<OwnedFd>,
-    disk: &dyn BlockDevice,
-    app: &App,
-) -> Result<Device> {
-    let attached = kernel::attach(args.device, setup, sockets)?;
-    let device = attached.device();
-    if let Attached::Loop(running) = attached {
-        // It ends with the device, of which the server hears as well.
-        std::thread::spawn(move || running.wait());
-    }
-    let shown = partitions(disk).and_then(|wanted| kernel::show_partitions(device, &wanted));
-    if let Err(error) = shown {
-        // The disk is there; only its partitions are not.
-        app.show(&error.context("partitions cannot be shown"));
-    }
-    Ok(device)
-}
-
-/// The partitions of the disk as we see them, for a kernel that does not look itself.
-fn partitions(disk: &dyn BlockDevice) -> Result<Vec<Wanted>> {
-    let table = guestdisk::partition::read(disk)?;
-    let all = table.into_iter().flat_map(|table| table.partitions);
-    let whole = |bytes: u64| bytes.is_multiple_of(512);
-    let possible = all.filter(|found| found.len > 0 && whole(found.offset) && whole(found.len));
-    Ok(possible.map(|found| Wanted { number: found.number, offset: found.offset, len: found.len }).collect())
-}
-
 fn record(args: &Args, layer: &Layer) -> Record {
     let path = layer.path().and_then(|path| path.canonicalize().ok());
     Record {
@@ -216,25 +166,6 @@ fn record(args: &Args, layer: &Layer) -> Record {
         connections: args.connections,
         error: None,
     }
-}
-
-/// Signals that are meant to end the server take the device away first, cleanly; as long as it is in use, they do not.
-fn watch_signals(device: Device) -> Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        for _ in signals.forever() {
-            if let Err(error) = kernel::detach(device, Detach::default()) {
-                log_failure(&error);
-            }
-        }
-    })?;
-    Ok(())
-}
-
-/// Standard error is the log by now.
-fn log_failure(error: &Error) {
-    crate::output::Output::new(false).say(&crate::hint::render(error, "vimg", false));
 }
 
 /// The end of the connections is the end of the device, or its server has to be replaced.

@@ -1,9 +1,5 @@
 //! The disks behind the exports: images opened, and shown as was asked for.
 
-use std::fs::OpenOptions as FileOpenOptions;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use block::file::{CacheMode, FileOptions, HostFile};
@@ -105,11 +101,15 @@ fn bitmap(layer: &Layer, name: &str, plan: &Plan) -> Result<Arc<block::DirtyBitm
     holder.dirty_bitmap(name.as_bytes())
 }
 
-/// A file without a name, for what an overlay is written.
-fn temporary() -> Result<HostFile> {
-    let directory = std::env::temp_dir();
-    let mut unnamed = FileOpenOptions::new();
-    unnamed.read(true).write(true).mode(0o600).custom_flags(nix::libc::O_TMPFILE);
-    let file = unnamed.open(&directory).context(|| format!("a temporary file in {}", directory.display()))?;
-    HostFile::open(&PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())), &FileOptions::read_write())
+/// A file without a name (any more), for what is written to an overlay. (`O_TMPFILE` is nothing that every file system
+/// has: overlayfs before Linux 6.3 has not.)
+pub(crate) fn temporary() -> Result<HostFile> {
+    let template = std::env::temp_dir().join("vimg-overlay-XXXXXX");
+    let (file, path) =
+        nix::unistd::mkstemp(&template).context(|| format!("a temporary file '{}'", template.display()))?;
+    let opened = HostFile::open(&path, &FileOptions::read_write());
+    drop(file);
+    // Should its name stay, it is a file too many.
+    let _ = std::fs::remove_file(&path);
+    opened
 }
