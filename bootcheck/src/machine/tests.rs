@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::*;
-use crate::engine::{Engine as _, Transport};
+use crate::engine::{Disk, Engine as _, Transport};
 use crate::kvm::KvmEngine;
 use guest::Rom;
 
@@ -187,4 +187,132 @@ fn a_real_mode_guest_prints_and_powers_off() {
     assert_eq!((outcome.ending, output), (Ending::PowerOff, b"hello, world\n".to_vec()));
     assert!(outcome.startup > Duration::ZERO);
     assert_eq!(outcome.cpus[0].mode, "real mode");
+}
+
+/// A disk of 16 sectors, each full of its number.
+fn disk(read_only: bool) -> (Arc<block::mem::MemStorage>, Disk) {
+    let bytes = (0..16u8).flat_map(|sector| [sector; 512]).collect();
+    let storage = Arc::new(block::mem::MemStorage::from_bytes(bytes));
+    let device = block::raw::Raw::open(Arc::clone(&storage) as _, block::raw::RawOptions::default()).unwrap();
+    (storage, Disk { device: Arc::new(device), read_only, serial: "serial".to_owned() })
+}
+
+/// Where the guest has its rings and buffers, in segment f000.
+const TABLE: u16 = 0x4000;
+const AVAILABLE: u16 = 0x5000;
+const USED: u16 = 0x6000;
+const HEADERS: u16 = 0x7000;
+const STATUSES: u16 = 0x7800;
+const DATA: u16 = 0x8000;
+
+fn linear(offset: u16) -> u32 {
+    0xf_0000 | u32::from(offset)
+}
+
+/// Requests (type, sector, length of data) laid out for a device, data of each 512 bytes apart.
+fn requests(rom: &mut Rom, requests: &[(u32, u64, u32)]) {
+    let (mut table, mut ring, mut headers) = (vec![], vec![0, 0], vec![]);
+    for (i, &(kind, sector, len)) in (0u16..).zip(requests) {
+        headers.extend([u64::from(kind), sector].map(u64::to_le_bytes).concat());
+        ring.extend((3 * i).to_le_bytes());
+        let writable = if kind == 1 { 0 } else { 2u16 };
+        let buffers = [
+            (linear(HEADERS + 16 * i), 16, 1),
+            (linear(DATA + 512 * i), len, 1 | writable),
+            (linear(STATUSES + i), 1, 2),
+        ];
+        for (at, (address, len, flags)) in (3 * i + 1..).zip(buffers) {
+            table.extend(u64::from(address).to_le_bytes());
+            table.extend(len.to_le_bytes());
+            table.extend([flags.to_le_bytes(), at.to_le_bytes()].concat());
+        }
+    }
+    ring.splice(2..2, u16::try_from(requests.len()).unwrap().to_le_bytes());
+    rom.data(TABLE, &table).data(AVAILABLE, &ring).data(HEADERS, &headers);
+    rom.data(USED, &[0; 256]).data(STATUSES, &[0xee; 16]);
+}
+
+const RINGS: [u16; 3] = [TABLE, AVAILABLE, USED];
+
+#[test]
+fn a_guest_reads_writes_and_flushes_its_disk() {
+    requires_kvm!();
+    let (storage, disk) = disk(false);
+    let mut rom = Rom::new();
+    // Read 3; write 5; flush; read past the end; ask for the serial number.
+    requests(&mut rom, &[(0, 3, 512), (1, 5, 512), (4, 0, 0), (0, 16, 512), (8, 0, 20)]);
+    rom.data(DATA + 512, &[0x77; 512]);
+    rom.virtio_start(1, RINGS.map(linear)).virtio_write(1, 0x3000, 2, 0).await_word(USED + 2, 5);
+    for i in 0..5 {
+        rom.print_byte(STATUSES + i);
+    }
+    rom.print_byte(DATA + 511).print_byte(DATA + 4 * 512).print_byte(DATA + 4 * 512 + 5);
+    let (outcome, output) = run(MachineSpec { disks: vec![disk], ..spec(rom.power_off()) });
+    assert_eq!(outcome.ending, Ending::PowerOff);
+    assert_eq!(output, [0, 0, 0, 1, 0, 3, b's', b'l']);
+    assert_eq!(storage.to_bytes()[5 * 512..7 * 512], [[0x77; 512], [6; 512]].concat());
+    let seen = &outcome.disks[0];
+    assert_eq!((seen.reads, seen.writes, seen.flushes, seen.errors), (1, 1, 1, 1));
+    assert_eq!((seen.sectors_read, seen.sectors_written), (Some((3, 3)), Some((5, 5))));
+    assert!(seen.first_error.as_ref().unwrap().contains("outside the disk (16 sectors)"));
+}
+
+#[test]
+fn a_broken_ring_ends_neither_guest_nor_monitor() {
+    requires_kvm!();
+    let mut rom = Rom::new();
+    requests(&mut rom, &[(0, 0, 512)]);
+    // The available index is far ahead of the ring.
+    rom.data(AVAILABLE + 2, &0x1234u16.to_le_bytes());
+    rom.virtio_start(1, RINGS.map(linear)).virtio_write(1, 0x3000, 2, 0);
+    let again = rom.code().len();
+    // Until DEVICE_NEEDS_RESET: test al, 0x40; jz again.
+    rom.virtio_read(1, 20).raw(&[0xa8, 0x40, 0x0f, 0x84]);
+    let back = i32::try_from(again).unwrap() - i32::try_from(rom.code().len() + 2).unwrap();
+    rom.raw(&i16::try_from(back).unwrap().to_le_bytes());
+    let (outcome, output) =
+        run(MachineSpec { disks: vec![disk(false).1], ..spec(rom.print("R").power_off()) });
+    assert_eq!((outcome.ending, &output[..]), (Ending::PowerOff, &b"R"[..]));
+    assert_eq!(outcome.disks[0].reads, 0);
+}
+
+#[test]
+fn the_serial_port_interrupts_by_the_pic() {
+    requires_kvm!();
+    let mut handler = Rom::new();
+    // in al, 0x3fa acknowledges; the interrupt is disabled again; end of interrupt; iret.
+    handler.mov_dx(0x3fa).raw(&[0xec]).out8(0x3f9, 0).print("T").out8(0x20, 0x20).raw(&[0xcf]);
+    let mut rom = Rom::new();
+    rom.data(0x3000, &handler.code()).vector(0x0c, 0x3000);
+    for (port, value) in [(0x20, 0x11), (0x21, 8), (0x21, 4), (0x21, 1), (0x21, 0xef)] {
+        rom.out8(port, value);
+    }
+    // Enable the transmitter's interrupt; sti; hlt.
+    rom.out8(0x3f9, 2).raw(&[0xfb, 0xf4, 0xfa]).print("E").power_off();
+    let (outcome, output) = run(spec(&rom));
+    assert_eq!((outcome.ending, &output[..]), (Ending::PowerOff, &b"TE"[..]));
+}
+
+#[test]
+fn a_disk_interrupts_by_message() {
+    requires_kvm!();
+    let mut handler = Rom::new();
+    handler.print("M").wrmsr(0x80b, 0).raw(&[0xcf]);
+    let mut rom = Rom::new();
+    requests(&mut rom, &[(0, 3, 512)]);
+    rom.data(0x3000, &handler.code()).vector(0x40, 0x3000);
+    // The local APIC in x2APIC mode, enabled.
+    rom.wrmsr(0x1b, 0xfee0_0d00).wrmsr(0x80f, 0x1ff);
+    // MSI-X: vector 1 is interrupt 0x40 of this processor.
+    rom.config(1, 0x98 + 2, 2, 0x8000);
+    for (offset, value) in [(0x4010, 0xfee0_0000), (0x4018, 0x40), (0x401c, 0)] {
+        rom.virtio_write(1, offset, 4, value);
+    }
+    rom.virtio_start(1, RINGS.map(linear))
+        .virtio_write(1, 0x3000, 2, 0)
+        .raw(&[0xfb, 0xf4, 0xfa])
+        .await_word(USED + 2, 1)
+        .print_byte(DATA);
+    let (outcome, output) = run(MachineSpec { disks: vec![disk(false).1], ..spec(rom.power_off()) });
+    assert_eq!((outcome.ending, &output[..]), (Ending::PowerOff, &b"M\x03"[..]));
 }
