@@ -95,13 +95,14 @@ impl Machine {
         let mapped_bytes = vm.fd().run_size();
         let mut vcpus = vec![];
         for index in 0..spec.cpus {
-            let fd = vm.fd().create_vcpu(u64::from(index)).map_err(refused("create a processor"))?;
+            let mut fd = vm.fd().create_vcpu(u64::from(index)).map_err(refused("create a processor"))?;
+            let coalesced = vm.can_coalesce() && fd.map_coalesced_mmio_ring().is_ok();
             model.prepare(&fd, index, &entry)?;
             if index == 0 {
                 cpu::set_entry(&fd, &ram, &entry)?;
             }
             let (buses, power) = (Arc::clone(&devices.buses), Arc::clone(&power));
-            vcpus.push(Vcpu { index, fd, buses, power, ram: ram.clone(), mapped_bytes });
+            vcpus.push(Vcpu { index, fd, buses, power, ram: ram.clone(), mapped_bytes, coalesced });
         }
         let control = Arc::new(Remote { power, serial: devices.serial });
         Ok(Self { vcpus, virtio: devices.virtio, blks: devices.blks, control, observer, vm })

@@ -17,6 +17,8 @@ pub(crate) const COM1: u16 = 0x3f8;
 pub(crate) const COM1_IRQ: u32 = 4;
 /// Most typed bytes that wait for the guest; more are dropped.
 const MAX_TYPED: usize = 1 << 16;
+/// So many bytes without the transmitter's interrupt, and the guest polls.
+const POLLED_BYTES: u32 = 64;
 /// Bytes that are gathered before the sink sees them, should the guest not pause.
 const GATHER: usize = 4096;
 
@@ -55,6 +57,8 @@ pub struct Serial {
     sink: Mutex<Sink>,
     /// Called when something waits for [`flush`](Self::flush).
     pending: Box<dyn Fn() + Send + Sync>,
+    /// Switches whether transmitted bytes may wait for the guest's next exit.
+    coalesce: Box<dyn Fn(bool) + Send + Sync>,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +74,9 @@ struct State {
     received: VecDeque<u8>,
     gathered: Vec<u8>,
     high: bool,
+    coalesced: bool,
+    /// Bytes transmitted since the transmitter's interrupt was last enabled.
+    polled: u32,
 }
 
 impl fmt::Debug for Serial {
@@ -83,7 +90,35 @@ impl Serial {
     /// [`flush`](Self::flush) is called, for which `pending` asks.
     pub fn new(line: Line, sink: Sink, pending: Box<dyn Fn() + Send + Sync>) -> Self {
         let state = State { divisor: [12, 0], lcr: 3, mcr: MCR_OUT2, ..State::default() };
-        Self { state: Mutex::new(state), line, sink: Mutex::new(sink), pending }
+        Self { state: Mutex::new(state), line, sink: Mutex::new(sink), pending, coalesce: Box::new(|_| ()) }
+    }
+
+    /// The same port, the transmitted bytes of which may wait for the guest's next exit while `coalesce` has been
+    /// called with `true`. A guest that polls the line status exits for that anyway; one that waits for the
+    /// transmitter's interrupt must not wait.
+    #[must_use]
+    pub fn coalescing(mut self, coalesce: Box<dyn Fn(bool) + Send + Sync>) -> Self {
+        coalesce(true);
+        self.coalesce = coalesce;
+        self.state.get_mut().coalesced = true;
+        self
+    }
+
+    /// Bytes that are transmitted without the interrupt say that the guest polls again. Switching is not cheap: it
+    /// takes some of them.
+    fn settle_coalescing(&self, state: &mut State, transmitted: bool) {
+        if state.ier & IER_EMPTY != 0 {
+            state.polled = 0;
+            if std::mem::take(&mut state.coalesced) {
+                (self.coalesce)(false);
+            }
+        } else if transmitted && !state.coalesced {
+            state.polled += 1;
+            if state.polled == POLLED_BYTES {
+                state.coalesced = true;
+                (self.coalesce)(true);
+            }
+        }
     }
 
     /// Types bytes, as far as there is room.
@@ -147,7 +182,9 @@ impl Serial {
             _ => {}
         }
         self.interrupt(&mut state);
-        if state.gathered.len() == gathered {
+        let transmitted = state.gathered.len() > gathered;
+        self.settle_coalescing(&mut state, transmitted);
+        if !transmitted {
             return;
         }
         let whole = state.gathered.len() >= GATHER || value == b'\n';
@@ -309,6 +346,22 @@ mod tests {
         assert_eq!([b.serial.read_register(0), b.serial.read_register(0)], *b"ab");
         assert!(!b.interrupts());
         assert_eq!(b.serial.read_register(5) & LSR_READY, 0);
+    }
+
+    #[test]
+    fn writes_may_wait_only_while_nobody_waits_for_the_interrupt() {
+        let calls = Arc::new(Mutex::new(vec![]));
+        let log = calls.clone();
+        let b = bench();
+        let serial = b.serial.coalescing(Box::new(move |on| log.lock().push(on)));
+        serial.write(1, &[IER_EMPTY]);
+        serial.write(0, b"x");
+        serial.write(1, &[0]);
+        assert_eq!(*calls.lock(), [true, false]);
+        for _ in 0..2 * POLLED_BYTES {
+            serial.write(0, b"x");
+        }
+        assert_eq!(*calls.lock(), [true, false, true]);
     }
 
     #[test]

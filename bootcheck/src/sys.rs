@@ -30,8 +30,8 @@ pub(crate) fn map_memory(vm: &VmFd, ram: &GuestRam, roms: &[Rom], read_only: u32
             userspace_addr: host as u64,
         };
         // SAFETY: the region describes a live private mapping of exactly this length, made by vm-memory, which
-        // nobody else unmaps: `Machine` keeps it (`KvmVm::ram` and `KvmVm::roms`) until after the machine's
-        // descriptor is closed. Guest and host access it only through vm-memory's volatile accessors.
+        // nobody else unmaps: the callers keep it (`KvmVm` in `_ram` and `_roms`, the probe
+        // in a local variable) until after the machine's descriptor is closed. Guest and host access it only through vm-memory's volatile accessors.
         unsafe { vm.set_user_memory_region(region) }.map_err(io::Error::from)?;
     }
     Ok(())
@@ -65,6 +65,13 @@ pub(crate) fn port_exit(vcpu: &mut VcpuFd, mapped_bytes: usize) -> Option<PortEx
     // processor has to be borrowed mutably again.
     let data = unsafe { std::slice::from_raw_parts_mut(base.add(offset), len) };
     Some(PortExit { port: io.port, size, out: u32::from(io.direction) == KVM_EXIT_IO_OUT, data })
+}
+
+/// Answers a read of memory that is none. To be called only after [`VcpuFd::run`] has returned one, and before it is
+/// called again.
+pub(crate) fn answer_read(vcpu: &mut VcpuFd, data: [u8; 8]) {
+    // Writing to a member of the union is safe, whatever it holds.
+    vcpu.get_kvm_run().__bindgen_anon_1.mmio.data = data;
 }
 
 /// The numbers of an internal error: suberror and data. To be called only after [`VcpuFd::run`] has returned one.

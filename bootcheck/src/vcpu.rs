@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_UNINITIALIZED, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use parking_lot::Mutex;
 
 use crate::bus::Bus;
 use crate::engine::{CpuState, Ending};
@@ -21,6 +22,8 @@ const CODE_LEN: usize = 16;
 pub(crate) struct Buses {
     pub(crate) ports: Bus,
     pub(crate) memory: Bus,
+    /// Held while the ring of coalesced writes, which all processors share, is emptied.
+    pub(crate) ring: Mutex<()>,
 }
 
 /// A processor that has not started yet.
@@ -32,6 +35,19 @@ pub(crate) struct Vcpu {
     pub(crate) ram: GuestRam,
     /// Length of the mapping that KVM answers in.
     pub(crate) mapped_bytes: usize,
+    /// Some port writes come by a ring.
+    pub(crate) coalesced: bool,
+}
+
+/// Why KVM came back.
+enum Exit {
+    Port,
+    Read(u64, usize),
+    Write(u64, [u8; 8], usize),
+    Nothing,
+    InternalError,
+    End(Ending),
+    Stuck(String),
 }
 
 impl Vcpu {
@@ -48,34 +64,61 @@ impl Vcpu {
 
     /// Runs to the next exit and serves it.
     fn step(&mut self) -> Option<Ending> {
+        let exit = self.exit();
+        // What the guest wrote before, without an exit, comes first.
+        self.drain();
+        match exit {
+            Exit::Port => self.port(),
+            Exit::Read(address, len) => {
+                let mut data = [0; 8];
+                self.buses.memory.read(address, &mut data[..len]);
+                sys::answer_read(&mut self.fd, data);
+            }
+            Exit::Write(address, data, len) => self.buses.memory.write(address, &data[..len]),
+            Exit::Nothing => {}
+            Exit::InternalError => return Some(self.internal_error()),
+            Exit::End(ending) => return Some(ending),
+            Exit::Stuck(reason) => return Some(self.stuck(&reason)),
+        }
+        None
+    }
+
+    fn exit(&mut self) -> Exit {
         match self.fd.run() {
-            Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => {
-                self.port();
-                None
-            }
-            Ok(VcpuExit::MmioRead(address, data)) => {
-                self.buses.memory.read(address, data);
-                None
-            }
+            Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => Exit::Port,
+            Ok(VcpuExit::MmioRead(address, data)) => Exit::Read(address, data.len().min(8)),
             Ok(VcpuExit::MmioWrite(address, data)) => {
-                self.buses.memory.write(address, data);
-                None
+                let (mut copy, len) = ([0; 8], data.len().min(8));
+                copy[..len].copy_from_slice(&data[..len]);
+                Exit::Write(address, copy, len)
             }
-            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_) | VcpuExit::Hlt) => None,
-            Ok(VcpuExit::Shutdown) => Some(Ending::TripleFault),
-            Ok(VcpuExit::SystemEvent(kind, _)) => Some(system_event(kind)),
-            Ok(VcpuExit::InternalError) => Some(self.internal_error()),
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_) | VcpuExit::Hlt) => {
+                Exit::Nothing
+            }
+            Ok(VcpuExit::Shutdown) => Exit::End(Ending::TripleFault),
+            Ok(VcpuExit::SystemEvent(kind, _)) => Exit::End(system_event(kind)),
+            Ok(VcpuExit::InternalError) => Exit::InternalError,
             Ok(VcpuExit::FailEntry(reason, _)) => {
-                Some(self.stuck(&format!("KVM cannot enter the guest ({reason:#x})")))
+                Exit::Stuck(format!("KVM cannot enter the guest ({reason:#x})"))
             }
-            Ok(other) => {
-                let exit = format!("KVM left the guest for an unknown reason ({other:?})");
-                Some(self.stuck(&exit))
-            }
+            Ok(other) => Exit::Stuck(format!("KVM left the guest for an unknown reason ({other:?})")),
             Err(error) => match error.errno() {
-                nix::libc::EINTR | nix::libc::EAGAIN => None,
-                _ => Some(self.stuck(&format!("KVM cannot run the guest: {error}"))),
+                nix::libc::EINTR | nix::libc::EAGAIN => Exit::Nothing,
+                _ => Exit::Stuck(format!("KVM cannot run the guest: {error}")),
             },
+        }
+    }
+
+    /// Serves the port writes that KVM has kept for us.
+    fn drain(&mut self) {
+        if !self.coalesced {
+            return;
+        }
+        let buses = Arc::clone(&self.buses);
+        let _lock = buses.ring.lock();
+        while let Ok(Some(write)) = self.fd.coalesced_mmio_read() {
+            let len = usize::try_from(write.len).unwrap_or(0).min(write.data.len());
+            buses.ports.write(write.phys_addr, &write.data[..len]);
         }
     }
 
@@ -115,6 +158,7 @@ impl Vcpu {
     fn finish(&mut self) -> CpuState {
         self.fd.set_kvm_immediate_exit(1);
         let _ = self.fd.run();
+        self.drain();
         self.state()
     }
 

@@ -37,6 +37,11 @@ pub trait Vm: Debug + Send + Sync {
 
     /// Undoes [`attach_doorbell`](Self::attach_doorbell).
     fn detach_doorbell(&self, address: u64, value: Option<u32>, fd: &EventFd);
+
+    /// Whether writes of `len` bytes to `port` may wait, in their order, until the guest exits for something else.
+    fn coalesce(&self, port: u16, len: u8, on: bool) {
+        let _ = (port, len, on);
+    }
 }
 
 /// Interrupt pins of the IOAPIC.

@@ -9,7 +9,7 @@ use kvm_bindings::{
     KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_irq_routing_entry,
     kvm_irq_routing_irqchip, kvm_irq_routing_msi, kvm_pit_config,
 };
-use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
@@ -28,6 +28,7 @@ const API_VERSION: i32 = 12;
 #[derive(Debug)]
 pub(crate) struct KvmVm {
     fd: VmFd,
+    coalesces: bool,
     routes: Mutex<BTreeMap<u32, Msi>>,
     _roms: Vec<Rom>,
     _ram: GuestRam,
@@ -74,9 +75,15 @@ impl KvmVm {
         let roms = firmware.map(rom).transpose()?.into_iter().collect::<Vec<_>>();
         sys::map_memory(&fd, ram, &roms, KVM_MEM_READONLY)
             .map_err(|e| Error::from(e).context("KVM does not take the guest's memory"))?;
-        let vm = Self { fd, routes: Mutex::default(), _roms: roms, _ram: ram.clone() };
+        let coalesces = fd.check_extension(Cap::CoalescedPio);
+        let vm = Self { fd, coalesces, routes: Mutex::default(), _roms: roms, _ram: ram.clone() };
         vm.set_routing(&BTreeMap::new())?;
         Ok(vm)
+    }
+
+    /// Whether [`coalesce`](Vm::coalesce) does anything.
+    pub(crate) fn can_coalesce(&self) -> bool {
+        self.coalesces
     }
 
     pub(crate) fn fd(&self) -> &VmFd {
@@ -172,6 +179,19 @@ impl Vm for KvmVm {
         let _ = match value {
             Some(value) => self.fd.unregister_ioevent(fd, &address, value),
             None => self.fd.unregister_ioevent(fd, &address, NoDatamatch),
+        };
+    }
+
+    fn coalesce(&self, port: u16, len: u8, on: bool) {
+        if !self.coalesces {
+            return;
+        }
+        let (address, len) = (IoEventAddress::Pio(u64::from(port)), u32::from(len));
+        // Where it fails, every write is an exit.
+        let _ = if on {
+            self.fd.register_coalesced_mmio(address, len)
+        } else {
+            self.fd.unregister_coalesced_mmio(address, len)
         };
     }
 }

@@ -91,7 +91,9 @@ impl Plan<'_> {
     fn serial(&self, lines: &Arc<Lines>, observer: Arc<dyn Observer>) -> Serial {
         let sink: Sink = Box::new(move |bytes| observer.console(bytes, Instant::now()));
         let power = Arc::clone(self.power);
+        let vm = Arc::clone(&self.vm);
         Serial::new(lines.line(COM1_IRQ, 0), sink, Box::new(move || power.call_attention()))
+            .coalescing(Box::new(move |on| vm.coalesce(COM1, 1, on)))
     }
 
     fn platform(&self, ports: &mut Bus, serial: &Arc<Serial>) {
@@ -105,6 +107,9 @@ impl Plan<'_> {
         add(0x64, 1, Arc::new(Shifted(keyboard, 4)));
         add(0x70, 2, Arc::new(Cmos::new(self.ram, self.spec.cpus)));
         add(PM_BASE, PM_LEN, Arc::new(PowerManagement::new(power())));
+        // An index that is written is of no consequence until the data is accessed. (The same is true of the PCI
+        // configuration address, but the reset port lies within it.)
+        self.vm.coalesce(0x70, 1, true);
         // It lies within the ports of the PCI configuration, and goes before them.
         add(RESET_PORT, 1, Arc::new(ResetPort::new(power())));
     }
