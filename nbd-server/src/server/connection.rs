@@ -37,12 +37,16 @@ use crate::proto::{HeaderStyle, Request, command, command_flags};
 
 /// The largest read or write that the leader carries out on the spot, in bytes.
 const SMALL: u64 = 64 << 10;
-/// Replies are sent once so many bytes have gathered.
+/// Replies are sent once so many bytes have gathered...
 const BATCH_BYTES: usize = 128 << 10;
+/// ... or so many replies. The first one of a queue leaves alone, and each batch is twice as large as the one before, up to
+/// this: the client works on the first replies while the others are made.
+const BATCH_REPLIES: u32 = 16;
 /// A request that takes longer than this, for each [`SMALL`] bytes of it, counts as slow.
 const SLOW: Duration = Duration::from_micros(80);
-/// What one slow request counts at most, so that it is forgotten soon.
-const SLOWEST: Duration = Duration::from_millis(4);
+/// What one slow request counts at most: a thread that was only kept from running once is not taken for a slow disk, and a
+/// slow disk is known after a few requests.
+const SLOWEST: Duration = Duration::from_micros(400);
 /// How long a thread without work stays.
 const IDLE: Duration = Duration::from_secs(5);
 /// Bytes of a thread's stack. Reading an image goes deep only where images are nested.
@@ -77,6 +81,21 @@ struct Crew {
     waiting: usize,
     led: bool,
     ended: bool,
+}
+
+/// Replies that wait to be sent together.
+#[derive(Debug, Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    replies: u32,
+    /// How many replies the next batch may have.
+    limit: u32,
+}
+
+impl Batch {
+    fn is_full(&self) -> bool {
+        self.bytes.len() >= BATCH_BYTES || self.replies > self.limit
+    }
 }
 
 /// Whether a thread goes on leading.
@@ -122,7 +141,7 @@ impl<'a> Connection<'a> {
     /// A thread's life: lead when nobody does, and serve what comes.
     fn work<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
         let guard = WorkGuard(self);
-        let mut batch = Vec::new();
+        let mut batch = Batch::default();
         while self.take_lead() {
             self.lead(scope, &mut batch);
         }
@@ -146,7 +165,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Receives and serves for as long as this thread leads.
-    fn lead<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, batch: &mut Vec<u8>) {
+    fn lead<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, batch: &mut Batch) {
         let mut input = self.input.lock();
         loop {
             let turn = self.turn(&mut input, scope, batch);
@@ -173,10 +192,14 @@ impl<'a> Connection<'a> {
         &'scope self,
         input: &mut Input,
         scope: &'scope Scope<'scope, '_>,
-        batch: &mut Vec<u8>,
+        batch: &mut Batch,
     ) -> Result<Option<Job<'scope>>, Option<String>> {
-        if !input.has_request() || batch.len() >= BATCH_BYTES {
+        if !input.has_request() {
             self.send_batch(batch).map_err(|error| Some(explain(&error)))?;
+            batch.limit = 0;
+        } else if batch.is_full() {
+            self.send_batch(batch).map_err(|error| Some(explain(&error)))?;
+            batch.limit = (batch.limit * 2 + 1).min(BATCH_REPLIES);
         }
         let request = match input.request(self.channel) {
             Ok(Received::Request(request)) => request,
@@ -220,7 +243,7 @@ impl<'a> Connection<'a> {
         input: &mut Input,
         request: &Request,
         plan: &Plan,
-        batch: &mut Vec<u8>,
+        batch: &mut Batch,
     ) -> Option<io::Result<()>> {
         let Ok(Action::Write { range, fua: false }) = plan.action else { return None };
         if range.len > SMALL || self.is_slow() || self.export.options.write_through {
@@ -297,7 +320,7 @@ impl<'a> Connection<'a> {
         job: &Job<'_>,
         input: &Input,
         scope: &'scope Scope<'scope, '_>,
-        batch: &mut Vec<u8>,
+        batch: &mut Batch,
     ) -> io::Result<Lead> {
         let alone = match job.weight() {
             execute::Weight::Nothing => true,
@@ -345,25 +368,27 @@ impl<'a> Connection<'a> {
         self.pace.store(pace - pace / 8 + took / 8, Ordering::Relaxed);
     }
 
-    fn send_batch(&self, batch: &mut Vec<u8>) -> io::Result<()> {
-        if batch.is_empty() {
+    fn send_batch(&self, batch: &mut Batch) -> io::Result<()> {
+        batch.replies = 0;
+        if batch.bytes.is_empty() {
             return Ok(());
         }
         let sent = {
             let _turn = self.output.lock();
-            self.channel.send(&[batch])
+            self.channel.send(&[&batch.bytes])
         };
-        batch.clear();
+        batch.bytes.clear();
         sent
     }
 
     /// Adds the reply of a request without data, and counts it.
-    fn finish(&self, request: &Request, result: Result<(), Refusal>, bytes: u64, out: &mut Vec<u8>) {
+    fn finish(&self, request: &Request, result: Result<(), Refusal>, bytes: u64, batch: &mut Batch) {
         let replies = Replies::to(request, self.style);
         self.count(request, bytes, result.as_ref().err());
+        batch.replies += 1;
         match result {
-            Ok(()) => replies.success(out),
-            Err(refusal) => replies.error(&refusal, None, out),
+            Ok(()) => replies.success(&mut batch.bytes),
+            Err(refusal) => replies.error(&refusal, None, &mut batch.bytes),
         }
     }
 

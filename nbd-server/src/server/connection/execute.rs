@@ -11,7 +11,7 @@ use super::super::pool::{BUFFER_BYTES, Buffer};
 use super::super::reply::Replies;
 use super::super::request::{Action, Range, Refusal, status_payload};
 use super::super::status;
-use super::{BATCH_BYTES, Connection, SMALL};
+use super::{BATCH_BYTES, Batch, Connection, SMALL};
 use crate::proto::{Errno, HeaderStyle, Request, command};
 
 /// From this length on a read looks where the disk has holes and does not send them.
@@ -65,7 +65,7 @@ impl Job<'_> {
 
 impl Connection<'_> {
     /// Carries out a job. Replies are added to `batch` or, if they are large, sent; an error is the connection's.
-    pub(super) fn run(&self, job: Job<'_>, batch: &mut Vec<u8>) -> io::Result<()> {
+    pub(super) fn run(&self, job: Job<'_>, batch: &mut Batch) -> io::Result<()> {
         let Job { request, action, payload } = job;
         let action = match action {
             Ok(action) => action,
@@ -199,27 +199,31 @@ impl Connection<'_> {
     }
 
     /// A read whose data go into the batch, without a copy on the way.
-    fn read_small(&self, request: &Request, range: Range, batch: &mut Vec<u8>) {
+    fn read_small(&self, request: &Request, range: Range, batch: &mut Batch) {
         let replies = Replies::to(request, self.style);
         if range.len == 0 {
             return self.finish(request, Ok(()), 0, batch);
         }
         let begun = Instant::now();
-        let (len, start) = (block::num::to_usize(range.len), batch.len());
+        let (len, start) = (block::num::to_usize(range.len), batch.bytes.len());
         if range.len >= SPARSE && self.style != HeaderStyle::Simple && self.is_hole(range) {
-            replies.hole(range.offset, u32::try_from(range.len).unwrap_or(0), true, batch);
+            replies.hole(range.offset, u32::try_from(range.len).unwrap_or(0), true, &mut batch.bytes);
+            batch.replies += 1;
             self.count(request, range.len, None);
             return;
         }
-        replies.data(range.offset, len, true, batch);
-        let data = batch.len();
-        batch.resize(data + len, 0);
-        let read = self.export.device.read_at(&mut batch[data..], range.offset);
+        replies.data(range.offset, len, true, &mut batch.bytes);
+        let data = batch.bytes.len();
+        batch.bytes.resize(data + len, 0);
+        let read = self.export.device.read_at(&mut batch.bytes[data..], range.offset);
         self.took(begun, range.len);
         match read {
-            Ok(()) => self.count(request, range.len, None),
+            Ok(()) => {
+                batch.replies += 1;
+                self.count(request, range.len, None);
+            }
             Err(error) => {
-                batch.truncate(start);
+                batch.bytes.truncate(start);
                 self.finish(request, Err(refusal(&error)), 0, batch);
             }
         }
@@ -374,7 +378,7 @@ impl Connection<'_> {
     }
 
     /// Answers `BLOCK_STATUS` for all chosen contexts, or for these.
-    fn status(&self, request: &Request, range: Range, one: bool, ids: Option<&[u32]>, batch: &mut Vec<u8>) {
+    fn status(&self, request: &Request, range: Range, one: bool, ids: Option<&[u32]>, batch: &mut Batch) {
         // Compact replies have 32-bit lengths; cut below that where every block size goes.
         let max_run = if self.style == HeaderStyle::Extended { u64::MAX } else { 0xffff_0000 };
         let chosen = self.contexts.iter().filter(|(id, _)| ids.is_none_or(|ids| ids.contains(id)));
@@ -389,9 +393,9 @@ impl Connection<'_> {
         self.count(request, 0, None);
         let last = answers.len().saturating_sub(1);
         for (index, (id, runs)) in answers.iter().enumerate() {
-            replies.status(*id, runs, index == last, batch);
+            replies.status(*id, runs, index == last, &mut batch.bytes);
         }
-        debug_assert!(batch.len() < BATCH_BYTES * 64, "answers are bounded");
+        debug_assert!(batch.bytes.len() < BATCH_BYTES * 64, "answers are bounded");
     }
 }
 
