@@ -14,6 +14,7 @@
 
 mod execute;
 mod input;
+mod splice;
 
 use std::io;
 use std::sync::Arc;
@@ -69,6 +70,7 @@ pub(super) struct Connection<'a> {
     /// Mean time of small requests lately, in nanoseconds for each [`SMALL`] bytes.
     pace: AtomicU64,
     part: Part,
+    pipes: splice::Pipes,
     counters: &'a Counters,
     /// Why the connection ended, if not by the client's wish.
     reason: Mutex<Option<String>>,
@@ -126,6 +128,7 @@ impl<'a> Connection<'a> {
             lead_is_free: Condvar::new(),
             pace: AtomicU64::new(nanos(SLOWEST)),
             part: shared.part(),
+            pipes: splice::Pipes::default(),
             counters,
             reason: Mutex::new(None),
         }

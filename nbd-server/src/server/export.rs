@@ -34,6 +34,9 @@ pub struct ExportOptions {
     pub resizable: bool,
     /// Several connections at once are promised to see each other's writes.
     pub multi_conn: bool,
+    /// Every byte of the disk has its place in the host's file for good (a raw image): what is read may be sent from there
+    /// while others write.
+    pub in_place: bool,
     /// The context `qemu:allocation-depth` is offered.
     pub allocation_depth: bool,
 }
@@ -47,6 +50,7 @@ impl Default for ExportOptions {
             write_through: false,
             resizable: false,
             multi_conn: true,
+            in_place: false,
             allocation_depth: false,
         }
     }

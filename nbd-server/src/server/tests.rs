@@ -457,3 +457,56 @@ fn holes_are_not_sent() {
     wanted.be_u32(1).be_u32(131_072).be_u32(3).be_u32(65536).be_u32(0).be_u32((1 << 20) - 196_608).be_u32(3);
     assert_eq!(chunks, [(chunk::BLOCK_STATUS, wanted.into_bytes())]);
 }
+
+#[test]
+fn files_are_sent_from_the_page_cache() {
+    let bytes: Vec<u8> = (0..3_000_000_u64).map(|index| u8::try_from(index % 249).unwrap()).collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &bytes).unwrap();
+    for style in [HeaderStyle::Simple, HeaderStyle::Structured, HeaderStyle::Extended] {
+        let options = block::file::FileOptions::read_write();
+        let storage = Arc::new(block::file::HostFile::open(file.path(), &options).unwrap());
+        let device = Arc::new(Raw::open(storage, Default::default()).unwrap());
+        let options = ExportOptions { in_place: true, ..ExportOptions::default() };
+        let (_server, mut client) = connect(config(vec![Export::new("", device, options)]));
+        client.go(style);
+        for (offset, len) in [(0, 100_000), (4097, 262_144), (77, 2_500_001), (2_999_000, 1000), (1, 131_072)]
+        {
+            client.request(command::READ, 0, 2, offset as u64, len as u64);
+            let wanted = &bytes[offset..offset + len];
+            if style == HeaderStyle::Simple {
+                assert!(client.simple(len).2 == wanted, "{style:?} {offset} {len}");
+                continue;
+            }
+            let mut read = vec![0; len];
+            for (kind, payload) in client.chunks() {
+                assert_eq!(kind, chunk::OFFSET_DATA);
+                let at = u64::from_be_bytes(payload[..8].try_into().unwrap());
+                let at = block::num::to_usize(at) - offset;
+                read[at..at + payload.len() - 8].copy_from_slice(&payload[8..]);
+            }
+            assert!(read == wanted, "{style:?} {offset} {len}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_has_become_shorter_ends_no_connection() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), vec![7; 1 << 20]).unwrap();
+    let options = block::file::FileOptions::read_write();
+    let storage = Arc::new(block::file::HostFile::open(file.path(), &options).unwrap());
+    let device = Arc::new(Raw::open(storage, Default::default()).unwrap());
+    let options = ExportOptions { in_place: true, ..ExportOptions::default() };
+    let (_server, mut client) = connect(config(vec![Export::new("", device, options)]));
+    client.go(HeaderStyle::Structured);
+    file.as_file().set_len(100_000).unwrap();
+    client.request(command::READ, 0, 2, 65536, 131_072);
+    let chunks = client.chunks();
+    let is_data = |kind: u16| kind == chunk::OFFSET_DATA || kind == chunk::OFFSET_HOLE;
+    assert!(
+        chunks.iter().all(|(kind, _)| is_data(*kind)) || chunks.last().unwrap().0 & chunk::ERROR_BIT != 0
+    );
+    client.request(command::READ, 0, 3, 0, 16);
+    assert_eq!(client.chunks()[0].1[8..], [7; 16]);
+}

@@ -6,7 +6,7 @@ use block::file::{CacheMode, FileOptions, HostFile};
 use block::overlay::Overlay;
 use block::slice::Slice;
 use block::{BlockDevice, Error, ErrorKind, Result, ResultExt as _};
-use image::{Layer, OpenOptions, Share};
+use image::{Format, Layer, OpenOptions, Share};
 use nbd_server::server::export::{Export, ExportOptions};
 
 use super::plan::{Image, Plan, Window};
@@ -44,7 +44,7 @@ fn export(plan: &Plan, image: &Image, app: &App) -> Outcome<Export> {
         return Err(error.hint("serve it with --read-only, or with --overlay").into());
     }
     let device = shown(plan, &layer).context(|| format!("'{}'", image.filename))?;
-    let mut export = Export::new(&image.export, device, export_options(plan));
+    let mut export = Export::new(&image.export, device, export_options(plan, &layer));
     export.description.clone_from(&plan.description);
     for name in &served.bitmaps {
         export.bitmaps.push((name.clone(), bitmap(&layer, name, plan)?));
@@ -52,7 +52,7 @@ fn export(plan: &Plan, image: &Image, app: &App) -> Outcome<Export> {
     Ok(export)
 }
 
-fn export_options(plan: &Plan) -> ExportOptions {
+fn export_options(plan: &Plan, layer: &Layer) -> ExportOptions {
     let served = &plan.served;
     ExportOptions {
         read_only: served.read_only,
@@ -61,6 +61,7 @@ fn export_options(plan: &Plan) -> ExportOptions {
         write_through: matches!(plan.io.cache, CacheMode::WriteThrough | CacheMode::DirectSync),
         resizable: served.resizable,
         multi_conn: served.multi_conn,
+        in_place: layer.format == Format::Raw && !served.overlay,
         allocation_depth: served.allocation_depth,
     }
 }
