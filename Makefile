@@ -15,12 +15,12 @@ FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := qcow2_open_read qcow2_check qcow2_repair qcow2_ops qcow2_snapshot qcow2_bitmaps image_spec luks_header \
 	vmdk vmdk_edited vmdk_extent vmdk_sequential vhdx vhd_image vdi_image foreign_open_read archive_open
 
-.PHONY: all build demo test bench lint fmt fuzz install uninstall clean help
+.PHONY: all build demo test bench bench-nbd lint fmt fuzz install uninstall clean help
 
 all: build
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
 
 build: ## the vimg binary, optimised
 	$(BUILD)
@@ -39,6 +39,11 @@ bench: ## vimg and qemu-img side by side (ROWS="name ..." for some of it)
 	@bash scripts/deps.sh bench
 	$(BUILD)
 	@bash scripts/bench.sh $(VIMG) $(ROWS)
+
+bench-nbd: ## vimg serve, qemu-nbd and nbdkit side by side (WORDS="raw randread" for some of it)
+	@bash scripts/deps.sh bench-nbd
+	$(BUILD)
+	@python3 scripts/bench_nbd.py $(VIMG) /dev/shm $(WORDS)
 
 lint: ## formatting, clippy without warnings, documentation, licences
 	@bash scripts/deps.sh lint

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a make target needs and the machine lacks, by apt, tool by tool.
 #
-#   scripts/deps.sh demo|test|bench|lint|lab
+#   scripts/deps.sh demo|test|bench|bench-nbd|lint|lab
 #
 # A tool that is there is left alone, whatever its version, and nothing is removed. Without root, sudo or apt
 # it says what is missing and goes on: every user of these tools can do without (and says so).
@@ -20,9 +20,10 @@ case $purpose in
     demo) wanted="$build $disk $qemu" ;;
     test) wanted="$build $qemu bunzip2:bzip2 xz:xz-utils cryptsetup:cryptsetup-bin create_compressed_fs:cloop-utils bximage:bximage tar:tar prlimit:util-linux unshare:util-linux timeout:coreutils vhdiinfo:libvhdi-utils vmdkinfo:libvmdk-utils sfdisk:fdisk mke2fs:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs mkfs.vfat:dosfstools mcopy:mtools sgdisk:gdisk pvcreate:lvm2 losetup:mount $lab" ;;
     bench) wanted="$build $disk $qemu python3:python3 mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount" ;;
+    bench-nbd) wanted="$build $qemu python3:python3 fio:fio nbdkit:nbdkit" ;;
     lint) wanted="$build" ;;
     lab) wanted="$lab" ;;
-    *) echo "usage: deps.sh demo|test|bench|lint|lab" >&2; exit 1 ;;
+    *) echo "usage: deps.sh demo|test|bench|bench-nbd|lint|lab" >&2; exit 1 ;;
 esac
 
 packages=""
