@@ -62,7 +62,7 @@ pub fn fill(root: &Path, size: Size) {
     std::fs::write(root.join("boot/largest"), bytes(size.largest)).unwrap();
     std::fs::write(root.join("a/b/c/d/e/f/deep"), b"deep").unwrap();
     std::fs::write(root.join(format!("a/{}", "long".repeat(50))), b"long name").unwrap();
-    std::fs::write(root.join("a/grün 日本 \u{1f427}.txt"), b"unicode").unwrap();
+    std::fs::write(root.join("a/grün 日本.txt"), b"unicode").unwrap();
     // Compressible, with holes in it.
     let sparse = std::fs::File::create(root.join("a/sparse")).unwrap();
     sparse.set_len(size.largest as u64 / 2 + 77).unwrap();
@@ -84,6 +84,7 @@ fn unix(root: &Path) {
     symlink(format!("/{}", "x/".repeat(90)), root.join("long dangling link")).unwrap();
     symlink(format!("/{}", "y/".repeat(450)), root.join("longer dangling link")).unwrap();
     symlink("loop", root.join("loop")).unwrap();
+    std::fs::write(root.join("a/penguin \u{1f427}"), b"beyond 16 bits").unwrap();
     std::fs::write(root.join("Case"), b"upper").unwrap();
     std::fs::write(root.join("case"), b"lower").unwrap();
     std::fs::set_permissions(root.join("boot/file-1"), std::fs::Permissions::from_mode(0o4751)).unwrap();

@@ -99,6 +99,11 @@ pub fn copy_to_fat(tree: &Path, image: &Path, offset: u64) {
         return;
     }
     let target = format!("{}@@{offset}", image.display());
-    let copy = Cmd::new("mcopy").words("-s -m -Q -i").arg(target).env("MTOOLS_SKIP_CHECK", "1");
+    // mcopy has to know how names are written here.
+    let copy = Cmd::new("mcopy")
+        .words("-s -m -Q -i")
+        .arg(target)
+        .env("MTOOLS_SKIP_CHECK", "1")
+        .env("LC_ALL", "C.UTF-8");
     names.iter().fold(copy, |copy, name| copy.arg(name)).arg("::/").ok();
 }

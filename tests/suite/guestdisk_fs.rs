@@ -135,3 +135,164 @@ fn ext_with_a_journal_that_was_not_finished() {
         assert!(checked.notes().is_empty() && names(&checked) == names(&fs) && names(&fs).len() == 100);
     }
 }
+
+/// Makes a file system in `disk` with these words, lets Linux put the tree on it, and fragments some files.
+fn written_by_linux(dir: &Dir, mkfs: &str, size: u64, options: &str) -> FileSystem {
+    let _ = std::fs::remove_file(dir.file("disk"));
+    dir.sparse("disk", size);
+    let (program, words) = mkfs.split_once(' ').unwrap();
+    Cmd::new(program).words(words).arg("disk").dir(dir.path()).ok();
+    let mounted = guest::Mounted::new(dir, options);
+    mounted.copy_from(&dir.file("tree"));
+    fragment(&mounted.path, &dir.file("tree"));
+    drop(mounted);
+    open(&dir.file("disk"))
+}
+
+#[test]
+fn xfs_in_many_shapes() {
+    requires!(tool("mkfs.xfs"), guest::mounts("xfs"));
+    let dir = with_tree(UNIX);
+    let shapes = [
+        "mkfs.xfs -q",
+        "mkfs.xfs -q -m crc=1,rmapbt=1,bigtime=0 -i size=2048",
+        "mkfs.xfs -q -b size=1024 -n size=4096 -i nrext64=1",
+        "mkfs.xfs -q -b size=1024 -d agcount=7",
+    ];
+    for shape in shapes {
+        let fs = written_by_linux(&dir, shape, 512 << 20, "");
+        assert_eq!(fs.kind(), Kind::Xfs);
+        assert!(fs.notes().is_empty(), "{shape}: {:?}", fs.notes());
+        guest::compare(&fs, &dir.file("tree"), true, &[]);
+    }
+}
+
+/// Linux mounts version 4 no more, but mkfs.xfs puts files into one: by a list of names without spaces.
+#[test]
+fn xfs_of_version_4() {
+    requires!(tool("mkfs.xfs"));
+    let dir = Dir::new();
+    let tree = dir.file("tree");
+    std::fs::create_dir_all(tree.join("boot/grub")).unwrap();
+    let mut random = block::testing::Random::new(4);
+    let mut list = format!("/none\n0 0\nd--755 0 0\nboot d--755 0 0\ngrub d--755 0 0\n$\n");
+    for index in 0..800_usize {
+        let mut bytes = vec![0; index * 37];
+        random.fill(&mut bytes);
+        let name = format!("a-file-of-some-name-{index}");
+        std::fs::write(tree.join("boot").join(&name), bytes).unwrap();
+        list += &format!("{name} ---644 0 0 {}/boot/{name}\n", tree.display());
+    }
+    list += "$\n";
+    for (name, target) in [("short", "boot".to_owned()), ("long", "x/".repeat(400))] {
+        std::os::unix::fs::symlink(&target, tree.join(name)).unwrap();
+        list += &format!("{name} l--777 0 0 {target}\n");
+    }
+    dir.write("list", format!("{list}$\n").as_bytes());
+    for options in ["-n ftype=0 -i size=256", "-n ftype=1,size=8192 -b size=512", "-i size=1024"] {
+        let _ = std::fs::remove_file(dir.file("disk"));
+        dir.sparse("disk", 512 << 20);
+        Cmd::new("mkfs.xfs").words("-q -m crc=0").words(options).words("-p list disk").dir(dir.path()).ok();
+        let fs = open(&dir.file("disk"));
+        assert!(guest::compare(&fs, &tree, false, &[]) > 800);
+        for name in ["short", "long"] {
+            assert_eq!(
+                fs.read_link(name).unwrap(),
+                std::fs::read_link(tree.join(name)).unwrap(),
+                "{options}"
+            );
+        }
+    }
+}
+
+#[test]
+fn xfs_with_a_log_that_was_not_finished_says_so() {
+    requires!(tool("mkfs.xfs"), guest::mounts("xfs"));
+    let dir = Dir::new();
+    dir.sparse("disk", 512 << 20);
+    Cmd::new("mkfs.xfs").words("-q disk").dir(dir.path()).ok();
+    let mounted = guest::Mounted::new(&dir, "");
+    std::fs::write(dir.file("mnt/file"), b"contents").unwrap();
+    Cmd::new("sync").arg("-f").arg("mnt").dir(dir.path()).ok();
+    Cmd::new("cp").words("--sparse=always disk copy").dir(dir.path()).ok();
+    drop(mounted);
+    assert!(open(&dir.file("copy")).notes().iter().any(|note| note.contains("log was not finished")));
+    let fs = open(&dir.file("disk"));
+    assert!(fs.notes().is_empty(), "{:?}", fs.notes());
+    assert_eq!(fs.read("/file", 100).unwrap(), b"contents");
+}
+
+#[test]
+fn fat_in_all_sizes() {
+    requires!(tool("mkfs.vfat"), tool("mcopy"));
+    let dir = with_tree(Size { names: 300, largest: 300_000, unix: false });
+    for (words, size) in [
+        ("-F 12 -s 8", 15 << 20),
+        ("-F 16 -s 4", 100 << 20),
+        ("-F 32 -s 1", 100 << 20),
+        ("-F 32 -S 4096 -s 1", 400 << 20),
+        ("-F 16 -f 1 -S 1024", 60 << 20),
+    ] {
+        let _ = std::fs::remove_file(dir.file("disk"));
+        dir.sparse("disk", size);
+        Cmd::new("mkfs.vfat").words(words).words("-n LABEL -i 0102abcd disk").dir(dir.path()).ok();
+        tests::guest_image::copy_to_fat(&dir.file("tree"), &dir.file("disk"), 0);
+        let found = guestdisk::detect::detect(&*guest::open(&dir.file("disk"))).unwrap().unwrap();
+        assert_eq!(
+            (found.kind, found.uuid.as_str(), found.label.as_str()),
+            (Kind::Vfat, "0102-ABCD", "LABEL"),
+            "{words}"
+        );
+        let fs = open(&dir.file("disk"));
+        guest::compare(&fs, &dir.file("tree"), false, &[]);
+        // Case does not count, and short names are names.
+        assert_eq!(fs.read("/BOOT/File-30", 100).unwrap(), dir.read("tree/boot/file-30"), "{words}");
+        assert_eq!(fs.read("/EMPTYD~1/../A/TEXT", 1 << 20).unwrap(), dir.read("tree/a/text"), "{words}");
+    }
+}
+
+#[test]
+fn btrfs_in_many_shapes() {
+    requires!(tool("mkfs.btrfs"), guest::mounts("btrfs"));
+    let dir = with_tree(UNIX);
+    for (shape, options) in [
+        ("mkfs.btrfs -q", ""),
+        ("mkfs.btrfs -q -m single -d single -n 4096", ",compress-force=zlib"),
+        ("mkfs.btrfs -q -d dup -O ^no-holes", ",compress-force=lzo"),
+        ("mkfs.btrfs -q --mixed", ",compress-force=zstd:9"),
+        ("mkfs.btrfs -q -n 65536", ",max_inline=0,compress=zstd"),
+    ] {
+        let fs = written_by_linux(&dir, shape, 512 << 20, options);
+        assert_eq!(fs.kind(), Kind::Btrfs);
+        assert!(fs.notes().is_empty(), "{shape}: {:?}", fs.notes());
+        guest::compare(&fs, &dir.file("tree"), true, &[]);
+    }
+}
+
+/// Paths begin in the default subvolume, and lead into others; GRUB sees the top.
+#[test]
+fn btrfs_with_subvolumes() {
+    requires!(tool("mkfs.btrfs"), tool("btrfs"), guest::mounts("btrfs"));
+    let dir = Dir::new();
+    dir.sparse("disk", 256 << 20);
+    Cmd::new("mkfs.btrfs").words("-q disk").dir(dir.path()).ok();
+    let mounted = guest::Mounted::new(&dir, "");
+    let btrfs = |words: &str| Cmd::new("btrfs").words(words).dir(&mounted.path).ok();
+    btrfs("subvolume create root");
+    btrfs("subvolume create root/home");
+    std::fs::write(mounted.path.join("root/file"), b"in root").unwrap();
+    std::fs::write(mounted.path.join("root/home/file"), b"in home").unwrap();
+    btrfs("subvolume snapshot -r root snapshot");
+    std::fs::write(mounted.path.join("root/file"), b"changed").unwrap();
+    std::fs::write(mounted.path.join("file"), b"at the top").unwrap();
+    btrfs("subvolume set-default root");
+    drop(mounted);
+    let fs = open(&dir.file("disk"));
+    assert_eq!(fs.read("/file", 100).unwrap(), b"changed");
+    assert_eq!(fs.read("/home/file", 100).unwrap(), b"in home");
+    let top = FileSystem::open_top(guest::open(&dir.file("disk"))).unwrap();
+    assert_eq!(top.read("/file", 100).unwrap(), b"at the top");
+    assert_eq!(top.read("/root/home/file", 100).unwrap(), b"in home");
+    assert_eq!(top.read("/snapshot/file", 100).unwrap(), b"in root");
+    assert_eq!(top.read_dir("/snapshot/home").unwrap(), []);
+}

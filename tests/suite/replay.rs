@@ -205,6 +205,65 @@ fn vmdk_edited() {
     }
 }
 
+/// Disks of guests: the corpus, and each of its members with changes.
+#[test]
+fn guest_disks() {
+    let bodies: [(&str, fn(&[u8])); 6] = [
+        ("guest_partition", fuzz::partition_table),
+        ("guest_lvm", fuzz::guest_disk),
+        ("guest_ext", fuzz::file_system),
+        ("guest_fat", fuzz::file_system),
+        ("guest_xfs", fuzz::file_system),
+        ("guest_btrfs", fuzz::file_system),
+    ];
+    for (name, body) in bodies {
+        replay(name, |seed| {
+            body(seed);
+            let mut random = block::testing::Random::new(seed.len() as u64);
+            for _ in 0..inputs(150) {
+                body(&changed(seed, &mut random));
+            }
+        });
+    }
+}
+
+/// A copy with some bytes changed, anywhere: a packed disk has no empty places.
+fn changed(seed: &[u8], random: &mut block::testing::Random) -> Vec<u8> {
+    let mut bytes = seed.to_vec();
+    let mut dice = [0; 6 * 8];
+    random.fill(&mut dice);
+    for roll in dice.chunks(6).take(1 + usize::from(dice[0] % 8)) {
+        let at = usize::from(roll[1]) << 16 | usize::from(roll[2]) << 8 | usize::from(roll[3]);
+        let at = at % bytes.len();
+        bytes[at] = match roll[5] % 4 {
+            0 => 0xff,
+            1 => 0,
+            2 => bytes[at] ^ 1 << (roll[4] % 8),
+            _ => roll[4],
+        };
+    }
+    bytes
+}
+
+/// The corpus, and scripts with lines and words in another order.
+#[test]
+fn grub_cfg() {
+    replay("grub_cfg", |seed| {
+        fuzz::grub_cfg(seed);
+        let mut random = block::testing::Random::new(seed.len() as u64);
+        let words: Vec<_> = seed.split_inclusive(|byte| byte.is_ascii_whitespace()).collect();
+        let mut dice = vec![0; words.len() * 2];
+        for _ in 0..inputs(150) {
+            random.fill(&mut dice);
+            let place = |pair: &[u8]| (usize::from(pair[0]) << 8 | usize::from(pair[1])) % words.len();
+            let mixed =
+                dice.chunks(2).enumerate().map(|(at, pair)| if pair[0] < 230 { at } else { place(pair) });
+            fuzz::grub_cfg(&mixed.map(|at| words[at]).collect::<Vec<_>>().concat());
+            fuzz::grub_cfg(&damaged(seed, &mut random));
+        }
+    });
+}
+
 /// The seeds themselves are good images: a corpus that is refused at the first byte tests nothing.
 #[test]
 fn the_seeds_are_clean() {

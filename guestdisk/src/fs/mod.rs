@@ -16,12 +16,14 @@
 //! depth and directories one of entries, and nothing is allocated by the word of the disk alone. A checksum that does
 //! not fit is not a reason to refuse a file that can be read; what is inconsistent is.
 
+mod btrfs;
 pub(crate) mod ext;
 pub(crate) mod fat;
 mod node;
 mod path;
 mod redirect;
 mod source;
+mod xfs;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -68,12 +70,18 @@ impl FileSystem {
     /// `Unsupported` if it is no file system or one that is not read here, or has features that are not known;
     /// `Corrupt` if its superblock makes no sense; the device failed.
     pub fn open(device: Arc<dyn BlockDevice>) -> Result<Self> {
+        Self::open_at(device, false)
+    }
+
+    fn open_at(device: Arc<dyn BlockDevice>, top: bool) -> Result<Self> {
         let Some(found) = detect::detect(&*device)? else {
             return Err(Error::unsupported("no file system that is known here"));
         };
         let mut notes = vec![];
         let nodes: Box<dyn Nodes> = match found.kind {
             Kind::Ext2 | Kind::Ext3 | Kind::Ext4 => Box::new(ext::Ext::open(device, &mut notes)?),
+            Kind::Btrfs => Box::new(btrfs::Btrfs::open(device, top, &mut notes)?),
+            Kind::Xfs => Box::new(xfs::Xfs::open(device, &mut notes)?),
             Kind::Vfat => Box::new(fat::Fat::open(device)?),
             other => {
                 return Err(Error::unsupported(format!("{other} is not a file system that is read here")));
@@ -88,7 +96,7 @@ impl FileSystem {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_top(device: Arc<dyn BlockDevice>) -> Result<Self> {
-        Self::open(device)
+        Self::open_at(device, true)
     }
 
     /// Which file system it is.
