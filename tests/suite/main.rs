@@ -29,6 +29,7 @@ mod luks;
 mod map;
 mod measure;
 mod nbd_kernel;
+mod nbd_tls;
 mod node_options;
 mod random_ops;
 mod rebase;

@@ -269,7 +269,7 @@ impl Session<'_> {
         // What was agreed on in the clear may have come from somebody in between.
         self.style = HeaderStyle::Simple;
         self.chosen = None;
-        self.channel.start_tls(session).map_err(|error| broken(format!("TLS: {error}")))
+        self.channel.start_tls(session).map_err(|error| broken(error.to_string()))
     }
 
     fn headers(&mut self, option: u32, data: &[u8]) -> Result<(), Refused> {

@@ -90,7 +90,9 @@ fn received(alert: AlertDescription) -> String {
 
 fn incompatible(reason: &PeerIncompatible) -> String {
     match reason {
-        PeerIncompatible::SupportedVersionsExtensionRequired
+        // The extension came with TLS 1.2, and is the first thing that rustls misses in older ones.
+        PeerIncompatible::SignatureAlgorithmsExtensionRequired
+        | PeerIncompatible::SupportedVersionsExtensionRequired
         | PeerIncompatible::Tls12NotOffered
         | PeerIncompatible::ServerDoesNotSupportTls12Or13
         | PeerIncompatible::Tls12NotOfferedOrEnabled => "the peer does not have TLS 1.2 or 1.3".to_owned(),
