@@ -48,7 +48,7 @@ pub(crate) struct Args {
     socket_mode: Option<String>,
     /// Listen on this address: HOST:PORT, [V6]:PORT, or :PORT for every address of the machine; port 0 is any free one
     /// (repeatable) [default: localhost:10809]
-    #[arg(short, long, value_name = "ADDR:PORT", conflicts_with = "stdio")]
+    #[arg(long, value_name = "ADDR:PORT", conflicts_with = "stdio")]
     listen: Vec<String>,
     /// Serve one client on standard input and output
     #[arg(long)]
