@@ -22,6 +22,7 @@ mod faults;
 mod foreign;
 mod guestdisk_boot;
 mod guestdisk_fs;
+mod guestdisk_partition;
 mod hostile;
 mod info;
 mod locks;
