@@ -175,7 +175,7 @@ fn xfs_of_version_4() {
     let tree = dir.file("tree");
     std::fs::create_dir_all(tree.join("boot/grub")).unwrap();
     let mut random = block::testing::Random::new(4);
-    let mut list = format!("/none\n0 0\nd--755 0 0\nboot d--755 0 0\ngrub d--755 0 0\n$\n");
+    let mut list = "/none\n0 0\nd--755 0 0\nboot d--755 0 0\ngrub d--755 0 0\n$\n".to_owned();
     for index in 0..800_usize {
         let mut bytes = vec![0; index * 37];
         random.fill(&mut bytes);

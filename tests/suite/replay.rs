@@ -208,7 +208,8 @@ fn vmdk_edited() {
 /// Disks of guests: the corpus, and each of its members with changes.
 #[test]
 fn guest_disks() {
-    let bodies: [(&str, fn(&[u8])); 6] = [
+    type Body = fn(&[u8]);
+    let bodies: [(&str, Body); 6] = [
         ("guest_partition", fuzz::partition_table),
         ("guest_lvm", fuzz::guest_disk),
         ("guest_ext", fuzz::file_system),

@@ -4,6 +4,7 @@
 //! kernel it would load. Variables, conditions, searches, other files and the environment block count; what draws the
 //! menu does not. A script gets only so many commands, so much depth and so much room.
 
+mod commands;
 mod condition;
 mod device;
 mod env;
