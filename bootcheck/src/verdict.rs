@@ -23,6 +23,8 @@ pub enum Reason {
     InitDied,
     /// Any other kernel panic.
     KernelPanic,
+    /// The kernel or initramfs that the boot entry names is not on the disk, or cannot be read.
+    KernelMissing,
     /// The kernel is cut off or damaged.
     KernelDamaged,
     /// The initramfs ended in a shell (or rebooted instead).
@@ -53,13 +55,14 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::NoDiskDriver,
         Self::RootNotFound,
         Self::RootNotMounted,
         Self::NoInit,
         Self::InitDied,
         Self::KernelPanic,
+        Self::KernelMissing,
         Self::KernelDamaged,
         Self::InitramfsShell,
         Self::DracutShell,
@@ -84,6 +87,7 @@ impl Reason {
             Self::NoInit => "no-init",
             Self::InitDied => "init-died",
             Self::KernelPanic => "kernel-panic",
+            Self::KernelMissing => "kernel-missing",
             Self::KernelDamaged => "kernel-damaged",
             Self::InitramfsShell => "initramfs-shell",
             Self::DracutShell => "dracut-shell",
@@ -111,6 +115,7 @@ impl Reason {
             Self::NoInit => "the root file system has no init",
             Self::InitDied => "the init has ended",
             Self::KernelPanic => "kernel panic",
+            Self::KernelMissing => "a file that the boot entry names cannot be read",
             Self::KernelDamaged => "the kernel is cut off or damaged",
             Self::InitramfsShell => "the initramfs gave up",
             Self::DracutShell => "dracut's initramfs gave up",

@@ -221,8 +221,9 @@ fn answer(refused: Refused, app: &App) -> Outcome {
             }
             let help = command.as_ref().map_or_else(|| "--help".to_owned(), |name| format!("{name} --help"));
             app.say(&format!("Try '{} {help}' for more info\n", app.program));
-            let compare = command.as_deref() == Some("compare") && !app.as_qemu_img();
-            Ok(if compare { Exit(2) } else { Exit::ERROR })
+            // Where 1 is an answer.
+            let verdict = matches!(command.as_deref(), Some("bootcheck" | "compare")) && !app.as_qemu_img();
+            Ok(if verdict { Exit(2) } else { Exit::ERROR })
         }
     }
 }
@@ -262,6 +263,7 @@ fn run(cli: &Cli, app: &App) -> Outcome {
         Command::Amend(args) => cmd::amend::run(args, app),
         Command::Bench(args) => cmd::bench::run(args, app),
         Command::Bitmap(args) => cmd::bitmap::run(args, app),
+        Command::Bootcheck(args) => cmd::bootcheck::run(args, app),
         Command::Check(args) => cmd::check::run(args, app),
         Command::Checksum(args) => cmd::checksum::run(args, app),
         Command::Commit(args) => cmd::commit::run(args, app),

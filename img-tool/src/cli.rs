@@ -1,8 +1,8 @@
 //! The command line: what can be typed, and what is said when it is typed wrong.
 
-use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -63,6 +63,8 @@ pub(crate) enum Command {
     Bench(cmd::bench::Args),
     /// Add, remove and change the dirty bitmaps of an image
     Bitmap(Box<cmd::bitmap::Args>),
+    /// Check whether an image boots
+    Bootcheck(Box<cmd::bootcheck::Args>),
     /// Check the structures of an image, and repair them
     Check(cmd::check::Args),
     /// Print digests of the contents of disks, or check them
@@ -119,7 +121,7 @@ pub(crate) struct ObjectArgs {
     #[arg(long, value_name = "OBJDEF")]
     pub(crate) object: Vec<String>,
     #[arg(skip)]
-    parsed: OnceCell<Secrets>,
+    parsed: OnceLock<Secrets>,
 }
 
 /// Passphrases are not for showing.

@@ -3,6 +3,7 @@
 pub(crate) mod amend;
 pub(crate) mod bench;
 pub(crate) mod bitmap;
+pub(crate) mod bootcheck;
 pub(crate) mod chain;
 pub(crate) mod check;
 pub(crate) mod checksum;

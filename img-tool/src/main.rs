@@ -6,6 +6,7 @@ mod cmd;
 mod exit;
 mod hint;
 mod output;
+mod programs;
 mod progress;
 mod sandbox;
 mod snapshot;

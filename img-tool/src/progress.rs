@@ -124,6 +124,11 @@ impl<'a> Reporter<'a> {
         })
     }
 
+    /// The signal that has come, or 0, for those who cannot hold on to this.
+    pub(crate) fn signal(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.signal)
+    }
+
     /// Confines the program to these directories once the operation has opened all it needs.
     pub(crate) fn confining_to(self, directories: Vec<PathBuf>) -> Self {
         Self { directories: Some(directories), ..self }

@@ -6,7 +6,7 @@
 //! neither start another nor reach the network.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access as _, AccessFs, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr as _,
@@ -53,13 +53,49 @@ pub(crate) fn enter_reading(paths: &[PathBuf]) -> String {
     enter_with(paths, AccessFs::ReadFile | AccessFs::ReadDir, &[])
 }
 
-fn enter_with(paths: &[PathBuf], access: BitFlags<AccessFs>, more: &[libc::c_long]) -> String {
-    let landlock = match take_file_system(paths, access) {
+/// Gives up everything but work on open files, and KVM. Says what was applied.
+pub(crate) fn enter_for_machine() -> String {
+    let access = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
+    enter_with(&[PathBuf::from("/dev/kvm")], access, &[])
+}
+
+/// Gives up the file system, but for reading and executing what belongs to the system and to `program`, which will be
+/// started, and for the files in `directory`. Holds for the program, too; which system calls it may make is its own
+/// affair. Says what was applied.
+pub(crate) fn enter_for_program(program: &Path, directory: &Path) -> String {
+    let abi = ABI::V5;
+    let system = [
+        "/usr",
+        "/lib",
+        "/lib64",
+        "/bin",
+        "/etc/ld.so.cache",
+        "/proc",
+        "/sys/devices/system",
+        "/sys/kernel/mm",
+    ];
+    let devices = ["/dev/kvm", "/dev/urandom", "/dev/random", "/dev/null", "/dev/zero"];
+    let reading = system.iter().map(PathBuf::from).chain(program.canonicalize());
+    let mut paths: Vec<_> = reading.map(|path| (path, AccessFs::from_read(abi))).collect();
+    paths.extend(
+        devices.iter().map(|path| (PathBuf::from(path), AccessFs::from_file(abi) & !AccessFs::Execute)),
+    );
+    paths.push((directory.to_owned(), AccessFs::from_all(abi) & !AccessFs::Execute));
+    words(take_file_system(&paths))
+}
+
+fn words(landlock: Result<RulesetStatus, landlock::RulesetError>) -> String {
+    match landlock {
         Ok(RulesetStatus::FullyEnforced) => "Landlock in full".to_owned(),
         Ok(RulesetStatus::PartiallyEnforced) => "Landlock as far as this kernel has it".to_owned(),
         Ok(RulesetStatus::NotEnforced) => "no Landlock in this kernel".to_owned(),
         Err(error) => format!("no Landlock ({error})"),
-    };
+    }
+}
+
+fn enter_with(paths: &[PathBuf], access: BitFlags<AccessFs>, more: &[libc::c_long]) -> String {
+    let paths: Vec<_> = paths.iter().map(|path| (path.clone(), access)).collect();
+    let landlock = words(take_file_system(&paths));
     let seccomp = match take_system_calls(more) {
         Ok(()) => format!("seccomp with {} system calls", allowed().len() + more.len()),
         Err(error) => format!("no seccomp ({error})"),
@@ -68,12 +104,12 @@ fn enter_with(paths: &[PathBuf], access: BitFlags<AccessFs>, more: &[libc::c_lon
 }
 
 fn take_file_system(
-    paths: &[PathBuf],
-    access: BitFlags<AccessFs>,
+    paths: &[(PathBuf, BitFlags<AccessFs>)],
 ) -> Result<RulesetStatus, landlock::RulesetError> {
     let abi = ABI::V5;
     let mut ruleset = Ruleset::default().handle_access(AccessFs::from_all(abi))?.create()?;
-    for path in paths {
+    for (path, access) in paths {
+        let access = *access;
         if let Ok(open) = PathFd::new(path) {
             // Rights of directories mean nothing for a file, and old kernels refuse them there.
             let access = if path.is_dir() { access } else { access & AccessFs::from_file(abi) };
