@@ -11,7 +11,10 @@
 #   initrd.nodisk   the same initramfs without virtio_blk: it cannot find a disk
 #   small.raw       busybox on two file systems: ext2 for /boot (with the kernel and initramfs of Debian), ext4 for
 #                   the root; its init is busybox's, its login prompt is real
-#   root.uuid       the UUID of debian.raw's file system; small.raw's root is SMALL_UUID
+#                   its /loop is an init that never does anything
+#   small-cut.raw   the same with a kernel of which a part is missing
+#   root.uuid, small.uuid
+#                   the UUIDs of their root file systems
 #   .complete       this script's own checksum: a changed script makes everything anew
 #
 # Needs root (for mmdebstrap's chroot and the owners of files), a Debian mirror, mmdebstrap, mke2fs, sfdisk, cpio,
@@ -172,6 +175,8 @@ cat >"$small/etc/inittab" <<'INITTAB'
 ttyS0::respawn:/bin/busybox getty -L ttyS0 115200 vt100
 ::ctrlaltdel:/bin/busybox reboot -f
 INITTAB
+printf '#!/bin/sh\necho "turning in circles"\nwhile :; do :; done\n' >"$small/loop"
+chmod 755 "$small/loop"
 mkdir -p "$work/boot/grub"
 cp "$dir/vmlinuz" "$work/boot/vmlinuz-$version"
 cp "$dir/initrd" "$work/boot/initrd.img-$version"
@@ -179,6 +184,11 @@ grub_cfg "$SMALL_UUID" "$BOOT_UUID" "" "quiet rootdelay=2" >"$work/boot/grub/gru
 file_system ext2 "$BOOT_UUID" 48 "$work/boot" "$work/boot.ext2"
 file_system ext4 "$SMALL_UUID" 16 "$small" "$work/small.ext4"
 disk "$dir/small.raw" "48:$work/boot.ext2" "16:$work/small.ext4"
+
+# --- and with a kernel that is cut off ---
+truncate -s 8000000 "$work/boot/vmlinuz-$version"
+file_system ext2 "$BOOT_UUID" 48 "$work/boot" "$work/boot.ext2"
+disk "$dir/small-cut.raw" "48:$work/boot.ext2" "16:$work/small.ext4"
 
 echo "$ROOT_UUID" >"$dir/root.uuid"
 echo "$SMALL_UUID" >"$dir/small.uuid"

@@ -271,6 +271,7 @@ fn run(cli: &Cli, app: &App) -> Outcome {
         Command::Convert(args) => cmd::convert::run(args, app),
         Command::Create(args) => cmd::create::run(args, app),
         Command::Dd(args) => cmd::dd::run(args, app),
+        Command::Doctor(args) => cmd::doctor::run(args, app),
         Command::Info(args) => cmd::info::run(args, app),
         Command::Map(args) => cmd::map::run(args, app),
         Command::Measure(args) => cmd::measure::run(args, app),

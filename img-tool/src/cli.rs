@@ -79,6 +79,8 @@ pub(crate) enum Command {
     Create(cmd::create::Args),
     /// Copy blocks of an image to another, in another format if wanted
     Dd(cmd::dd::Args),
+    /// Say what this host can do: boot guests, lock and share files, be a sandbox
+    Doctor(cmd::doctor::Args),
     /// Display information about an image
     Info(cmd::info::Args),
     /// Show where the bytes of an image come from

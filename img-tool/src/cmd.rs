@@ -13,6 +13,7 @@ pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod create;
 pub(crate) mod dd;
+pub(crate) mod doctor;
 pub(crate) mod info;
 pub(crate) mod man;
 pub(crate) mod map;

@@ -29,6 +29,7 @@ pub mod forge;
 pub mod fuzz;
 pub mod guest;
 pub mod guest_image;
+pub mod guests;
 pub mod lab;
 pub mod ops;
 pub mod shape;

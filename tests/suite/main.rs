@@ -5,6 +5,7 @@ mod amend;
 mod archive;
 mod bench;
 mod bitmap;
+mod bootcheck;
 mod chains;
 mod check;
 mod checksum;

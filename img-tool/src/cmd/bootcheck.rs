@@ -10,7 +10,7 @@
 //! Everything that has a name is opened first; then the program gives up what it does not need any more, and only
 //! then are the bytes of the disk looked at.
 
-mod choose;
+pub(super) mod choose;
 mod disk;
 mod listen;
 mod source;

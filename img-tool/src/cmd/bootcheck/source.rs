@@ -233,14 +233,14 @@ mod tests {
 
     #[test]
     fn what_is_added_to_a_command_line() {
-        let complete = |line: &str| super::complete(line, &[]);
-        assert_eq!(complete("root=/dev/vda1 ro quiet"), "root=/dev/vda1 ro quiet console=ttyS0 panic=-1");
-        assert_eq!(complete(""), "console=ttyS0 panic=-1");
+        let plain = |line: &str| complete(line, &[]);
+        assert_eq!(plain("root=/dev/vda1 ro quiet"), "root=/dev/vda1 ro quiet console=ttyS0 panic=-1");
+        assert_eq!(plain(""), "console=ttyS0 panic=-1");
         // What is there stays as it is.
-        assert_eq!(complete("console=ttyS0,115200n8 panic=-1"), "console=ttyS0,115200n8 panic=-1");
-        assert_eq!(complete("console=tty0 panic=30"), "console=tty0 panic=30 console=ttyS0 panic=-1");
-        assert_eq!(complete("a -- single"), "a console=ttyS0 panic=-1 -- single");
-        assert_eq!(super::complete("a", &["b c".to_owned()]), "a console=ttyS0 panic=-1 b c");
+        assert_eq!(plain("console=ttyS0,115200n8 panic=-1"), "console=ttyS0,115200n8 panic=-1");
+        assert_eq!(plain("console=tty0 panic=30"), "console=tty0 panic=30 console=ttyS0 panic=-1");
+        assert_eq!(plain("a -- single"), "a console=ttyS0 panic=-1 -- single");
+        assert_eq!(complete("a", &["b c".to_owned()]), "a console=ttyS0 panic=-1 b c");
     }
 
     #[test]

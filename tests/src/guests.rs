@@ -1,0 +1,34 @@
+//! Guests that boot: `scripts/guest-image.sh` makes them once, in half a minute, and keeps them in the target folder.
+
+use std::path::{Path, PathBuf};
+
+use crate::command::Cmd;
+use crate::skip::{Need, tool};
+
+/// The folder of the guests, if they could be made.
+///
+/// # Errors
+/// Something is missing: root, a Debian mirror, a tool.
+pub fn guests() -> Result<PathBuf, String> {
+    let folder = folder();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/guest-image.sh");
+    let made = Cmd::new("bash").arg(script).arg(&folder).timeout(900).run();
+    if made.code == Some(0) { Ok(folder) } else { Err(format!("no guests: {}", made.stderr.trim())) }
+}
+
+/// `VIMG_GUESTS`, or beside the programs that cargo has built.
+fn folder() -> PathBuf {
+    if let Some(folder) = std::env::var_os("VIMG_GUESTS") {
+        return folder.into();
+    }
+    let me = std::env::current_exe().unwrap();
+    me.ancestors().nth(3).expect("target/PROFILE/deps/suite-*").join("guests")
+}
+
+/// A qemu that can run them.
+///
+/// # Errors
+/// There is none.
+pub fn qemu_system() -> Need {
+    tool("qemu-system-x86_64")
+}
