@@ -232,13 +232,17 @@ fn engine_failed(error: String) -> Verdict {
     Verdict::NotChecked { error, hints: vec![], cancelled: false }
 }
 
-/// A guest that misses its root device, or gave up in its initramfs, and has not read one sector, cannot see disks.
+/// What a firmware reads of a disk before the guest runs: SeaBIOS has a look at the first sector. A kernel that sees a
+/// disk looks for partitions, which takes eight sectors and more.
+const FIRMWARE_READS: u64 = 512;
+
+/// A guest that misses its root device, or gave up in its initramfs, and has not read its disks, cannot see them.
 fn refine(reason: Reason, disks: &[DiskActivity]) -> Reason {
     let about_disks = matches!(
         reason,
         Reason::RootNotFound | Reason::RootNotMounted | Reason::InitramfsShell | Reason::DracutShell
     );
-    let untouched = |disk: &DiskActivity| disk.reads == 0 && disk.errors == 0;
+    let untouched = |disk: &DiskActivity| disk.read_bytes <= FIRMWARE_READS && disk.errors == 0;
     if about_disks && !disks.is_empty() && disks.iter().all(untouched) {
         Reason::NoDiskDriver
     } else {
@@ -282,7 +286,7 @@ mod tests {
         Outcome {
             ending,
             cpus: vec![],
-            disks: vec![DiskActivity { reads: 1, ..DiskActivity::default() }],
+            disks: vec![DiskActivity { reads: 1, read_bytes: 4096, ..DiskActivity::default() }],
             startup: Duration::ZERO,
         }
     }
@@ -329,7 +333,8 @@ mod tests {
         for reason in [Reason::RootNotFound, Reason::InitramfsShell, Reason::DracutShell] {
             let mut ended = outcome(Ending::Stopped);
             expect_reason(&judge(Stopped::Decided, &failing(reason), &ended), reason);
-            ended.disks = vec![DiskActivity::default(), DiskActivity::default()];
+            let looked_at = DiskActivity { reads: 1, read_bytes: 512, ..DiskActivity::default() };
+            ended.disks = vec![DiskActivity::default(), looked_at];
             expect_reason(&judge(Stopped::Decided, &failing(reason), &ended), Reason::NoDiskDriver);
             // Nothing is known about disks that nobody counted.
             ended.disks.clear();

@@ -53,10 +53,10 @@ pub(crate) fn enter_reading(paths: &[PathBuf]) -> String {
     enter_with(paths, AccessFs::ReadFile | AccessFs::ReadDir, &[])
 }
 
-/// Gives up everything but work on open files, and KVM. Says what was applied.
+/// Gives up everything but work on open files, and KVM; its threads may give up more. Says what was applied.
 pub(crate) fn enter_for_machine() -> String {
     let access = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
-    enter_with(&[PathBuf::from("/dev/kvm")], access, &[])
+    enter_with(&[PathBuf::from("/dev/kvm")], access, &[libc::SYS_seccomp])
 }
 
 /// Gives up the file system, but for reading and executing what belongs to the system and to `program`, which will be

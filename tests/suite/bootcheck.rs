@@ -45,7 +45,9 @@ impl Place {
 
     /// `vimg bootcheck` with qemu, and time enough for a busy machine.
     fn cmd(&self, words: &str) -> Cmd {
-        self.dir.vimg_cmd(&format!("bootcheck --engine qemu --timeout 300 --memory 512M {words}")).timeout(600)
+        self.dir
+            .vimg_cmd(&format!("bootcheck --engine qemu --timeout 300 --memory 512M {words}"))
+            .timeout(600)
     }
 
     /// The check of one image.
@@ -105,7 +107,7 @@ fn a_debian_comes_up_and_its_image_is_as_it_was() {
     let boot = &check["boot"];
     assert_eq!((&boot["from"], &boot["entry"]["title"]), (&"disk".into(), &"Debian GNU/Linux".into()));
     let uuid = std::fs::read_to_string(place.guests.join("root.uuid")).unwrap();
-    let cmdline = format!("root=UUID={} ro rootdelay=2 console=ttyS0 panic=-1", uuid.trim());
+    let cmdline = format!("root=UUID={} ro rootdelay=2 console=ttyS0 panic=-1 no_timer_check", uuid.trim());
     assert_eq!(boot["cmdline"], cmdline.as_str());
     let disk = &check["disks"][0];
     assert!(disk["reads"].as_u64() > Some(100) && disk["writes"].as_u64() > Some(0), "{disk}");
@@ -130,7 +132,9 @@ fn every_format_boots_and_one_report_tells_of_all() {
         .expect_code(2)
         .expect_stdout("top.qcow2: booted in ")
         .expect_stdout("small.vmdk: booted in ")
-        .expect_stdout("missing.raw: could not be checked: Could not open 'missing.raw': No such file or directory")
+        .expect_stdout(
+            "missing.raw: could not be checked: Could not open 'missing.raw': No such file or directory",
+        )
         .expect_stdout("2 booted, 0 did not boot, 1 could not be checked");
     assert!(!ran.stdout.contains("cmdline"), "what boots is told in a line\n{}", ran.story());
     let xml = std::fs::read_to_string(place.dir.file("report.xml")).unwrap();
@@ -149,7 +153,7 @@ fn a_root_that_is_not_there_and_a_driver_that_is_not() {
     let nodisk = place.guest("initrd.nodisk");
     let check = place.fails(&format!("small.vmdk --initrd {nodisk}"), "no-disk-driver");
     assert_eq!(check["failures"][0]["reason"], "root-not-found");
-    assert_eq!(check["disks"][0]["reads"], 0);
+    assert!(check["disks"][0]["read-bytes"].as_u64() <= Some(512), "{check:#}");
     let last = check["console"]["last-lines"].to_string();
     assert!(last.contains("ALERT!") && last.contains("does not exist"), "{last}");
 }
@@ -264,7 +268,9 @@ fn what_cannot_be_checked_is_no_verdict() {
     assert_eq!(listed["entries"], serde_json::json!([]));
     // Without qemu, and without a KVM that is real, nothing runs a guest here.
     let ran = dir.vimg_cmd("bootcheck --engine qemu empty.raw").env("PATH", "/nonexistent").run();
-    ran.expect_code(2).expect_stderr("no qemu-system-x86_64 in the search path").expect_stderr("hint: or install");
+    ran.expect_code(2)
+        .expect_stderr("no qemu-system-x86_64 in the search path")
+        .expect_stderr("hint: or install");
     requires!(qemu_system());
     let ran = dir.vimg_cmd("bootcheck --engine qemu -f raw empty.raw").run().expect_code(2);
     ran.expect_stdout("could not be checked: no boot loader").expect_stdout("name a kernel: --kernel");
@@ -283,7 +289,9 @@ fn the_doctor_has_a_remedy_for_every_gap() {
     for finding in findings {
         assert_eq!(finding["ok"] == true, finding["remedy"].is_null(), "{finding}");
     }
-    for name in ["KVM", "nbd", "loop", "reflink here", "locks here", "Landlock", "seccomp", "qemu", "open files"] {
+    for name in
+        ["KVM", "nbd", "loop", "reflink here", "locks here", "Landlock", "seccomp", "qemu", "open files"]
+    {
         assert!(findings.iter().any(|finding| finding["name"] == name), "{name}: {}", ran.story());
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left behind");

@@ -6,6 +6,7 @@ mod archive;
 mod bench;
 mod bitmap;
 mod bootcheck;
+mod bootcheck_kvm;
 mod chains;
 mod check;
 mod checksum;

@@ -72,7 +72,7 @@ impl Runnable for Guest {
         let outcome = |ending| Outcome {
             ending,
             cpus: vec![],
-            disks: vec![DiskActivity { reads: 1, ..DiskActivity::default() }],
+            disks: vec![DiskActivity { reads: 1, read_bytes: 4096, ..DiskActivity::default() }],
             startup: self.started.elapsed(),
         };
         for step in &self.steps {

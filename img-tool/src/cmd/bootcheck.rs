@@ -341,7 +341,7 @@ impl Run<'_> {
         if subject.following.cancelled() {
             return Report::not_checked(&subject.name, &Error::new(ErrorKind::Cancelled, "cancelled"));
         }
-        let found = match source::find(&self.given, self.args, &opened.disks) {
+        let found = match source::find(&self.given, self.args, self.chosen.append, &opened.disks) {
             Ok(found) => found,
             Err(verdict) => return Report { verdict, ..Report::new(&subject.name) },
         };

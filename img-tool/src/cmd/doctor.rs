@@ -86,9 +86,9 @@ fn text(findings: &[Finding], engine: Option<&str>) -> String {
     let mut text = String::new();
     for Finding { name, found, remedy } in findings {
         let mark = if remedy.is_none() { "ok " } else { "gap" };
-        text.push_str(&format!("{mark}  {name:<12} {found}\n"));
+        text.push_str(&format!("{mark}  {name:<14} {found}\n"));
         if let Some(remedy) = remedy {
-            text.push_str(&format!("{:<18}remedy: {remedy}\n", ""));
+            text.push_str(&format!("{:<20}remedy: {remedy}\n", ""));
         }
     }
     text.push_str(&match engine {
@@ -122,7 +122,10 @@ mod tests {
     fn gaps_come_with_a_remedy() {
         let findings = [Finding::ok("seccomp", "there"), about_kvm(&KvmState::Missing)];
         let text = text(&findings, None);
-        assert!(text.starts_with("ok   seccomp      there\ngap  KVM          there is no /dev/kvm\n"), "{text}");
+        assert!(
+            text.starts_with("ok   seccomp        there\ngap  KVM            there is no /dev/kvm\n"),
+            "{text}"
+        );
         assert!(text.contains("remedy: load the module kvm_intel or kvm_amd"), "{text}");
         assert!(text.ends_with("cannot boot guests here.\n"), "{text}");
         let document = document(&findings, Some("kvm"));

@@ -60,7 +60,12 @@ pub(super) struct Found {
 }
 
 /// Puts together what is to be booted; or the verdict that this is not possible.
-pub(super) fn find(given: &Given, args: &Args, disks: &[Arc<dyn BlockDevice>]) -> Result<Found, Verdict> {
+pub(super) fn find(
+    given: &Given,
+    args: &Args,
+    append: &str,
+    disks: &[Arc<dyn BlockDevice>],
+) -> Result<Found, Verdict> {
     let mut found = match &given.kernel {
         Some((name, kernel)) => Parts {
             origin: Origin::Given,
@@ -77,7 +82,9 @@ pub(super) fn find(given: &Given, args: &Args, disks: &[Arc<dyn BlockDevice>]) -
     if let Some(cmdline) = &args.cmdline {
         found.cmdline.clone_from(cmdline);
     }
-    Ok(found.finish(&args.append))
+    let engine = (!append.is_empty()).then(|| append.to_owned());
+    let append: Vec<_> = engine.into_iter().chain(args.append.iter().cloned()).collect();
+    Ok(found.finish(&append))
 }
 
 /// A kernel and what belongs to it.

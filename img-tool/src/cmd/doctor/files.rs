@@ -57,7 +57,9 @@ fn locks(directory: &Path) -> Finding {
     };
     match tried() {
         Ok(true) => Finding::ok(name, "keep two writers apart (open file descriptions)"),
-        Ok(false) => Finding::gap(name, "do not keep two writers apart", "keep images on a file system that has locks"),
+        Ok(false) => {
+            Finding::gap(name, "do not keep two writers apart", "keep images on a file system that has locks")
+        }
         Err(error) => unwritable(name, &error),
     }
 }
@@ -93,7 +95,11 @@ fn direct(directory: &Path) -> Finding {
 }
 
 fn unwritable(name: &'static str, error: &block::Error) -> Finding {
-    Finding::gap(name, format!("cannot be tried in this folder: {error}"), "run this in a folder where files can be made")
+    Finding::gap(
+        name,
+        format!("cannot be tried in this folder: {error}"),
+        "run this in a folder where files can be made",
+    )
 }
 
 /// Where overlays of checks lie.

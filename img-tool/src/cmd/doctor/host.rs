@@ -16,7 +16,8 @@ const ENOUGH_FILES: u64 = 4096;
 const ENOUGH_MEMORY_KIB: u64 = 1536 << 10;
 
 pub(super) fn findings() -> Vec<Finding> {
-    let mut findings = vec![processor(), memory(), open_files(), locked_memory(), landlock(), seccomp(), nbd(), loops()];
+    let mut findings =
+        vec![processor(), memory(), open_files(), locked_memory(), landlock(), seccomp(), nbd(), loops()];
     findings.push(program("qemu", QEMU, "qemu-system-x86", "to boot guests without KVM"));
     for name in ["qemu-img", "qemu-nbd"] {
         findings.push(program(name, name, "qemu-utils", "for comparison only; vimg does not need it"));
@@ -78,9 +79,11 @@ fn open_files() -> Finding {
     let name = "open files";
     match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok((_, hard)) if hard >= ENOUGH_FILES => Finding::ok(name, format!("up to {}", limit(hard))),
-        Ok((_, hard)) => {
-            Finding::gap(name, format!("up to {hard}"), "raise the limit: ulimit -Hn 65536, or LimitNOFILE= of the unit")
-        }
+        Ok((_, hard)) => Finding::gap(
+            name,
+            format!("up to {hard}"),
+            "raise the limit: ulimit -Hn 65536, or LimitNOFILE= of the unit",
+        ),
         Err(error) => Finding::gap(name, error.to_string(), "mount /proc"),
     }
 }
@@ -141,7 +144,11 @@ fn loops() -> Finding {
     if Path::new("/dev/loop-control").exists() {
         Finding::ok(name, "/dev/loop-control")
     } else {
-        Finding::gap(name, "there is no /dev/loop-control", "as root: modprobe loop (for losetup; vimg does not need it)")
+        Finding::gap(
+            name,
+            "there is no /dev/loop-control",
+            "as root: modprobe loop (for losetup; vimg does not need it)",
+        )
     }
 }
 
