@@ -94,7 +94,7 @@ pub(super) fn read(files: &Files, volume: usize, directory: &str) -> Vec<(Spec, 
     let names = files.list(volume, directory).into_iter().filter(|name| name.ends_with(".conf"));
     let spec = |name: String| {
         let file = files.at(volume, format!("{directory}/{name}"));
-        let text = files.text(&file).ok()?;
+        let text = files.small_text(&file).ok()?;
         Some((Spec::parse(&name, &text), file))
     };
     let mut specs: Vec<_> = names.take(MOST_ENTRIES).filter_map(spec).collect();

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::discover::Group;
 use super::files::Files;
-use super::{BootFile, Entry, Loader};
+use super::{BootFile, Entry, Loader, cmdline};
 use crate::disks::Location;
 
 /// The most entries of one configuration.
@@ -135,7 +135,7 @@ impl Syslinux<'_> {
             id: label.name.clone(),
             kernel: at(&label.kernel),
             initrds: initrds.iter().map(at).collect(),
-            cmdline: append.split_whitespace().filter(|word| !is_initrd(word)).collect::<Vec<_>>().join(" "),
+            cmdline: cmdline(append.split_whitespace().filter(|word| !is_initrd(word))),
             source: config.clone(),
             loader: Loader::Syslinux,
             default: false,
@@ -222,7 +222,7 @@ impl Title {
             id: self.number.to_string(),
             kernel: at(words.next()?)?,
             initrds: modules.iter().filter_map(|module| at(module.split_whitespace().next()?)).collect(),
-            cmdline: words.collect::<Vec<_>>().join(" "),
+            cmdline: cmdline(words),
             source: config.clone(),
             loader: Loader::GrubLegacy,
             default: false,

@@ -77,6 +77,10 @@ impl Finder {
             self.syslinux(*volume);
             self.grub_legacy(*volume);
         }
+        if self.files.is_exhausted() {
+            self.looked_at
+                .push("the file systems took too long to read: not everything was looked at".into());
+        }
         let count = readable.len();
         self.looked_at.push(format!(
             "on {count} file systems: grub/grub.cfg and grub2/grub.cfg in / and /boot, EFI/*/grub.cfg, loader/entries/*.conf, \

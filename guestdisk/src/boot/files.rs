@@ -10,7 +10,11 @@ use crate::disks::{Disks, Location};
 use crate::fs::{FileKind, FileSystem};
 
 /// The most bytes of a configuration file that are read.
-const MOST_CONFIG: u64 = 4 << 20;
+const MOST_CONFIG: u64 = 1 << 20;
+/// The most bytes of one of many small files.
+const MOST_SMALL: u64 = 64 << 10;
+/// Pages that may be read of all file systems together before nothing is looked for any more: some seconds' worth.
+const MOST_WORK: u64 = 16 << 20;
 
 /// A volume with a file system that can be read.
 #[derive(Debug)]
@@ -100,8 +104,17 @@ impl Files {
 
     /// The view of a volume in which there is something at this path.
     fn view(&self, volume: usize, path: &Path) -> Option<&FileSystem> {
+        if self.is_exhausted() {
+            return None;
+        }
         let system = self.systems.get(volume)?.as_ref()?;
         system.views.iter().find(|view| view.exists(path))
+    }
+
+    /// Whether looking for files has cost more than any good disk does.
+    pub(super) fn is_exhausted(&self) -> bool {
+        let systems = self.systems.iter().flatten();
+        systems.flat_map(|system| &system.views).map(FileSystem::work).sum::<u64>() > MOST_WORK
     }
 
     fn view_or_first(&self, file: &BootFile) -> Result<&FileSystem> {
@@ -156,6 +169,11 @@ impl Files {
     /// A configuration file as text.
     pub(super) fn text(&self, file: &BootFile) -> Result<String> {
         self.read(file, MOST_CONFIG).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// A small file as text.
+    pub(super) fn small_text(&self, file: &BootFile) -> Result<String> {
+        self.read(file, MOST_SMALL).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// The first bytes of a file.

@@ -167,5 +167,23 @@ impl Boot {
     }
 }
 
+/// The most bytes of a command line: eight times what Linux takes.
+const MOST_CMDLINE: usize = 16 << 10;
+
+/// Puts words together, as far as a command line reaches.
+fn cmdline<'a>(words: impl Iterator<Item = &'a str>) -> String {
+    let mut line = String::new();
+    for word in words {
+        if line.len() + word.len() >= MOST_CMDLINE {
+            break;
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    line
+}
+
 #[cfg(test)]
 mod tests;

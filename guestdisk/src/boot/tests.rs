@@ -67,6 +67,15 @@ fn scripts_that_are_wrong_or_never_end() {
     ] {
         let _ = grub_titles(endless);
     }
+    let _ = grub_titles(&format!(
+        "set a={}; for i in 1 2 3; do set b=\"{}\"; done",
+        "x".repeat(60_000),
+        "$a".repeat(500_000)
+    ));
+    let _ = grub_titles(&format!(
+        "set a={}; while true; do menuentry $a {{ linux /k $a; }}; set b$n=$a; n=1$n; done",
+        "x".repeat(60_000)
+    ));
     let _ = grub_titles(&"if true; then ".repeat(100_000));
     let _ = grub_titles(&"submenu x { ".repeat(100_000));
     let _ = grub_titles(&"! ".repeat(100_000));

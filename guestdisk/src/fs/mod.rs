@@ -109,6 +109,12 @@ impl FileSystem {
         &self.notes
     }
 
+    /// How much has been read so far, in pages of 8 KiB from the cache or the device: a measure of the work done, by which
+    /// a caller can limit what a hostile disk may cost.
+    pub fn work(&self) -> u64 {
+        self.nodes.work()
+    }
+
     /// What is known of a path, the target of a symbolic link.
     ///
     /// # Errors

@@ -107,6 +107,9 @@ pub(crate) trait Nodes: Debug + Send + Sync {
     /// The directory that paths begin in.
     fn root(&self) -> Node;
 
+    /// How much has been read so far, in pages.
+    fn work(&self) -> u64;
+
     fn metadata(&self, node: Node) -> Result<Metadata>;
 
     /// Calls `visit` with every entry but `.` and `..`, until it says that it has seen enough.

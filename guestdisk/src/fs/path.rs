@@ -14,6 +14,9 @@ const MOST_LINKS: u32 = 40;
 /// Names in one path, those that links bring included.
 const MOST_NAMES: u32 = 4096;
 
+/// Pages that may be read to find one path. A directory of a million names has about ten thousand.
+const MOST_WORK: u64 = 1 << 20;
+
 /// Where a path leads.
 #[derive(Debug)]
 pub(super) struct Place {
@@ -49,10 +52,11 @@ impl FileSystem {
         let mut way = vec![(self.nodes.root(), FileKind::Directory)];
         let mut real = PathBuf::from("/");
         let (mut links, mut steps) = (0, 0);
+        let work = self.nodes.work();
         while let Some(name) = names.pop() {
             steps += 1;
-            if steps > MOST_NAMES {
-                return Err(Error::unsupported(format!("{}: too many names", path.display())));
+            if steps > MOST_NAMES || self.nodes.work() - work > MOST_WORK {
+                return Err(Error::unsupported(format!("{}: too far to go", path.display())));
             }
             if name == ".." {
                 if way.len() > 1 {

@@ -1,6 +1,7 @@
 //! A device as file systems read it: metadata through a small cache, data straight.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use block::adapter::DeviceStorage;
 use block::num::to_usize;
@@ -23,12 +24,14 @@ const MOST: u64 = 16 << 20;
 pub(crate) struct Source {
     storage: DeviceStorage,
     pages: Pages,
+    /// Pages that have been asked for, from the cache or not.
+    work: AtomicU64,
 }
 
 impl Source {
     pub(crate) fn new(device: Arc<dyn BlockDevice>) -> Self {
         let pages = Pages::new(0, device.size(), PAGE, CACHE);
-        Self { storage: DeviceStorage::new(device), pages }
+        Self { storage: DeviceStorage::new(device), pages, work: AtomicU64::new(0) }
     }
 
     pub(crate) fn device(&self) -> &Arc<dyn BlockDevice> {
@@ -40,6 +43,11 @@ impl Source {
         self.pages.end()
     }
 
+    /// How much has been read, in pages: a measure of time that does not depend on the machine.
+    pub(crate) fn work(&self) -> u64 {
+        self.work.load(Ordering::Relaxed)
+    }
+
     /// Fills `buf` from `offset`.
     pub(crate) fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.size()) {
@@ -48,6 +56,7 @@ impl Source {
                 "the file system refers to {len} bytes at {offset:#x}, but its device ends at {size:#x}"
             )));
         }
+        self.work.fetch_add(1 + buf.len() as u64 / PAGE, Ordering::Relaxed);
         if buf.len() >= DIRECT {
             return self.device().read_at(buf, offset);
         }

@@ -12,9 +12,9 @@ use crate::crc;
 /// The value that LVM's checksums begin with.
 const CRC_START: u32 = 0xf597_a6cf;
 /// The most bytes of a description that are read.
-const MOST_TEXT: u64 = 16 << 20;
+const MOST_TEXT: u64 = 4 << 20;
 /// The most areas that are looked at.
-const MOST_AREAS: usize = 8;
+const MOST_AREAS: usize = 4;
 /// The header of a metadata area takes this; the ring of texts comes after it.
 const AREA_HEADER: u64 = 512;
 
@@ -42,7 +42,8 @@ pub(crate) fn dashed(raw: &[u8]) -> String {
 
 impl Physical {
     /// Reads the label, which lies in one of the first four sectors.
-    pub(super) fn read(device: &Arc<dyn BlockDevice>) -> Result<Self> {
+    /// `room` is how many bytes of text may be read still.
+    pub(super) fn read(device: &Arc<dyn BlockDevice>, room: &mut u64) -> Result<Self> {
         let head = bytes::read_some(&**device, 0, 4 * 512)?;
         let label = head.chunks(512).find(|sector| sector.starts_with(b"LABELONE"));
         let label = label.ok_or_else(|| corrupt("there is no label"))?;
@@ -58,7 +59,7 @@ impl Physical {
         };
         let areas = metadata_areas(header);
         for (offset, len) in areas {
-            match volume.area(offset, len) {
+            match volume.area(offset, len, room) {
                 Ok(found) => volume.descriptions.extend(found),
                 Err(error) => volume.problems.push(format!("metadata area at {offset:#x}: {error}")),
             }
@@ -67,7 +68,7 @@ impl Physical {
     }
 
     /// The description that is in force in an area; `None` if the area is not in use.
-    fn area(&self, offset: u64, len: u64) -> Result<Option<(String, Section)>> {
+    fn area(&self, offset: u64, len: u64, room: &mut u64) -> Result<Option<(String, Section)>> {
         let header = bytes::read(&*self.device, offset, 512)?;
         if part(&header, 4, 16) != b" LVM2 x[5A%r0N*>" {
             return Err(corrupt("its header has no magic number"));
@@ -80,6 +81,9 @@ impl Physical {
         if text_offset == 0 || ignored {
             return Ok(None);
         }
+        *room = room
+            .checked_sub(text_len)
+            .ok_or_else(|| Error::unsupported(format!("a text of {text_len} bytes after many others")))?;
         let text = self.ring(offset, len, text_offset, text_len)?;
         if le32(&header, 56) != crc::update(CRC_START, &text) {
             return Err(corrupt("the checksum of its text is wrong"));

@@ -28,6 +28,8 @@ use text::{Section, Value};
 
 pub(crate) use label::dashed;
 
+/// The most bytes of descriptions of all physical volumes together.
+const MOST_TEXT: u64 = 8 << 20;
 /// LVM counts in sectors of this many bytes.
 const SECTOR: u64 = 512;
 
@@ -87,8 +89,9 @@ pub(crate) struct Found {
 /// A device failed.
 pub(crate) fn scan(devices: &[Arc<dyn BlockDevice>]) -> Result<Found> {
     let (mut found, mut physical) = (Found::default(), vec![]);
+    let mut room = MOST_TEXT;
     for device in devices {
-        match Physical::read(device) {
+        match Physical::read(device, &mut room) {
             Ok(volume) => physical.push(volume),
             Err(error) if error.kind() == block::ErrorKind::Io => return Err(error),
             Err(error) => found.problems.push(format!("physical volume of LVM: {error}")),

@@ -1,6 +1,6 @@
 //! The commands of GRUB that say what is loaded from where.
 
-use super::super::{BootFile, Entry, Loader, bls, version};
+use super::super::{BootFile, Entry, Loader, MOST_CMDLINE, bls, cmdline, version};
 use super::condition;
 use super::device::{self, Wanted};
 use super::env::{Env, parse_block};
@@ -112,10 +112,11 @@ impl Interpreter<'_> {
 
     fn linux(&mut self, arguments: &[String]) -> bool {
         let Some(file) = self.file(arguments.first()) else { return false };
-        let arguments = arguments[1..].iter().map(|argument| {
+        let quoted = |argument: &String| {
             if argument.contains(' ') { format!("\"{argument}\"") } else { argument.clone() }
-        });
-        self.loaded.kernel = Some((file, arguments.collect::<Vec<_>>().join(" ")));
+        };
+        let words: Vec<_> = arguments[1..].iter().map(quoted).collect();
+        self.loaded.kernel = Some((file, cmdline(words.iter().map(String::as_str))));
         true
     }
 
@@ -223,7 +224,7 @@ impl Interpreter<'_> {
             id: spec.id.clone(),
             kernel: bls::resolve(self.files, source, &spec.linux),
             initrds: initrds.map(|path| bls::resolve(self.files, source, &path)).collect(),
-            cmdline: words(options).split_whitespace().collect::<Vec<_>>().join(" "),
+            cmdline: cmdline(words(options).split_whitespace()),
             source: source.clone(),
             loader: Loader::Grub,
             default: false,
@@ -244,7 +245,9 @@ fn expand_dollars(text: &str, env: &Env) -> String {
         let len = after
             .find(|character: char| !character.is_ascii_alphanumeric() && character != '_')
             .unwrap_or(after.len());
-        expanded.push_str(env.get(&after[..len]));
+        if expanded.len() < MOST_CMDLINE {
+            expanded.push_str(env.get(&after[..len]));
+        }
         rest = &after[len..];
         if braced {
             rest = rest.strip_prefix('}').unwrap_or(rest);

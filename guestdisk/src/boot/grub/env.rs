@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 /// The most bytes of a value: a script can double one with every command.
 const MOST_VALUE: usize = 64 << 10;
+/// The most bytes of all names and values together.
+const MOST_BYTES: usize = 1 << 20;
 /// The most variables.
 const MOST_VARIABLES: usize = 4096;
 
@@ -11,6 +13,7 @@ const MOST_VARIABLES: usize = 4096;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Env {
     values: HashMap<String, String>,
+    bytes: usize,
 }
 
 impl Env {
@@ -26,13 +29,18 @@ impl Env {
             len -= 1;
         }
         value.truncate(len);
-        if self.values.len() < MOST_VARIABLES || self.values.contains_key(name) {
+        self.unset(name);
+        let bytes = name.len() + value.len();
+        if self.values.len() < MOST_VARIABLES && self.bytes + bytes <= MOST_BYTES {
+            self.bytes += bytes;
             self.values.insert(name.to_owned(), value);
         }
     }
 
     pub(super) fn unset(&mut self, name: &str) {
-        self.values.remove(name);
+        if let Some(value) = self.values.remove(name) {
+            self.bytes -= name.len() + value.len();
+        }
     }
 }
 

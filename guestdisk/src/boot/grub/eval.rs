@@ -16,6 +16,10 @@ const MOST_STEPS: u32 = 50_000;
 const MOST_DEPTH: u32 = 100;
 /// The most entries of all menus together.
 const MOST_ENTRIES: usize = 2048;
+/// The most bytes that the words of one command become, each variable counted at once.
+const MOST_EXPANDED: usize = 128 << 10;
+/// The most bytes of a title.
+const MOST_TITLE: usize = 1 << 10;
 /// The most words of one command.
 const MOST_WORDS: usize = 4096;
 
@@ -211,10 +215,17 @@ impl<'a> Interpreter<'a> {
 
     /// Expands variables. An unquoted one becomes as many words as it has.
     fn expand(&self, words: &[Word]) -> Vec<String> {
-        let mut expanded = vec![];
+        let (mut expanded, mut bytes) = (vec![], 0);
         for word in words {
             let mut current: Option<String> = None;
             for piece in word {
+                bytes += match piece {
+                    Piece::Text { text, .. } => text.len(),
+                    Piece::Variable { name, .. } => self.value(name).len(),
+                };
+                if bytes > MOST_EXPANDED {
+                    break;
+                }
                 match piece {
                     Piece::Text { text, .. } => current.get_or_insert_default().push_str(text),
                     Piece::Variable { name, quoted: true } => {
@@ -314,7 +325,11 @@ impl<'a> Interpreter<'a> {
         }
         let body = if submenu { Body::Submenu(Arc::clone(body)) } else { Body::Entry(Arc::clone(body)) };
         let source = self.current.clone();
-        self.push(Item { title: title.unwrap_or_default(), id, body, arguments, source });
+        let mut title: String = title.unwrap_or_default();
+        if title.len() > MOST_TITLE {
+            title = title.chars().take(MOST_TITLE).collect();
+        }
+        self.push(Item { title, id, body, arguments, source });
         true
     }
 

@@ -228,6 +228,10 @@ impl Btrfs {
 }
 
 impl Nodes for Btrfs {
+    fn work(&self) -> u64 {
+        self.source.work()
+    }
+
     fn root(&self) -> Node {
         self.root
     }

@@ -9,7 +9,7 @@ use super::{Ext, about, entry_kind, record_len};
 use crate::bytes::{byte, corrupt, le32, part};
 
 /// The most bytes of a directory that are looked through.
-const MOST_BYTES: u64 = 1 << 30;
+const MOST_BYTES: u64 = 256 << 20;
 
 impl Ext {
     /// Visits the entries of a directory.

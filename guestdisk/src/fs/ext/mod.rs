@@ -97,6 +97,10 @@ impl Ext {
 }
 
 impl Nodes for Ext {
+    fn work(&self) -> u64 {
+        self.source.work()
+    }
+
     fn root(&self) -> Node {
         Node::new(ROOT)
     }

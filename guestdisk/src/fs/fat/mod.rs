@@ -279,6 +279,10 @@ fn visit_records(
 }
 
 impl Nodes for Fat {
+    fn work(&self) -> u64 {
+        self.source.work()
+    }
+
     fn root(&self) -> Node {
         Node::new(0)
     }

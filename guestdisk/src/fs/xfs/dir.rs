@@ -11,7 +11,7 @@ use crate::bytes::{be16, be32, be64, byte, corrupt, part};
 /// Names are in the data blocks below this offset; hashes and free space above ("Leaf Directories").
 const LEAF_OFFSET: u64 = 32 << 30;
 /// The most bytes of a directory that are looked through.
-const MOST_BYTES: u64 = 1 << 30;
+const MOST_BYTES: u64 = 256 << 20;
 
 type Visit<'a> = &'a mut dyn FnMut(Entry) -> Result<GoOn>;
 

@@ -166,6 +166,10 @@ impl Xfs {
 }
 
 impl Nodes for Xfs {
+    fn work(&self) -> u64 {
+        self.source.work()
+    }
+
     fn root(&self) -> Node {
         Node::new(self.superblock.root)
     }
