@@ -18,6 +18,10 @@ impl Observer for Terminal {
         let _ = std::io::stdout().flush();
     }
 
+    fn firmware_log(&self, bytes: &[u8]) {
+        let _ = std::io::stderr().write_all(bytes);
+    }
+
     fn started(&self, at: Instant) {
         eprintln!("first instruction after {:?}", at.duration_since(self.0));
     }

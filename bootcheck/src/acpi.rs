@@ -49,6 +49,44 @@ fn bytes_of(table: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
+/// Tables that somebody else puts into memory: addresses in them are offsets yet, and the sums that contain addresses
+/// are not right.
+#[derive(Debug)]
+pub(crate) struct Relocatable {
+    /// The root pointer.
+    pub(crate) rsdp: Vec<u8>,
+    /// The tables.
+    pub(crate) bytes: Vec<u8>,
+    /// Offset and length of each address in them.
+    pub(crate) pointers: Vec<(u32, u8)>,
+    /// Offset and length of the tables that contain addresses.
+    pub(crate) tables: Vec<(u32, u32)>,
+}
+
+/// The tables for firmware.
+pub(crate) fn relocatable(machine: &Machine) -> Relocatable {
+    let mut bytes = build(0, machine);
+    let rsdp = bytes[..36].to_vec();
+    let number = |bytes: &[u8], at: usize| bytes.get(at..at + 4).map_or(0, crate::bus::number);
+    let xsdt = number(&rsdp, 24);
+    let at = usize::try_from(xsdt).unwrap_or(0);
+    let xsdt_len = number(&bytes, at + 4);
+    let fadt = number(&bytes, at + 36);
+    let entries = (36..xsdt_len).step_by(8).map(|entry| (xsdt + entry, 8));
+    // FACS, DSDT by 32 and by 64 bits.
+    let pointers = [(fadt + 36, 4), (fadt + 40, 4), (fadt + 140, 8)].into_iter().chain(entries).collect();
+    let tables = vec![(fadt, 276), (xsdt, xsdt_len)];
+    // Sums are made by adding up with a zero in their place.
+    for (start, _) in &tables {
+        if let Some(sum) = bytes.get_mut(usize::try_from(*start).unwrap_or(0) + 9) {
+            *sum = 0;
+        }
+    }
+    let mut rsdp = rsdp;
+    (rsdp[8], rsdp[32]) = (0, 0);
+    Relocatable { rsdp, bytes, pointers, tables }
+}
+
 /// Writes the tables to memory from `start`, the RSDP first.
 ///
 /// # Errors
@@ -165,6 +203,30 @@ mod tests {
         let at = address - 0xe_0000;
         let len = u32::from_le_bytes(bytes[at + 4..at + 8].try_into().unwrap()) as usize;
         &bytes[at..at + len]
+    }
+
+    #[test]
+    fn tables_for_firmware_become_the_same_tables() {
+        let machine = Machine { cpus: 2, pci_pins: vec![16], mmio: vec![] };
+        let (direct, mut moved) = (build(0xe_0000, &machine), relocatable(&machine));
+        let patch = |bytes: &mut [u8], at: usize, len: usize| {
+            let mut number = [0; 8];
+            number[..len].copy_from_slice(&bytes[at..at + len]);
+            let number = u64::from_le_bytes(number) + 0xe_0000;
+            bytes[at..at + len].copy_from_slice(&number.to_le_bytes()[..len]);
+        };
+        for (at, len) in &moved.pointers {
+            patch(&mut moved.bytes, *at as usize, usize::from(*len));
+        }
+        for (start, len) in &moved.tables {
+            let table = &mut moved.bytes[*start as usize..][..*len as usize];
+            table[9] = sum(table).wrapping_neg();
+        }
+        assert_eq!(moved.bytes[64..], direct[64..]);
+        patch(&mut moved.rsdp, 24, 8);
+        moved.rsdp[8] = sum(&moved.rsdp[..20]).wrapping_neg();
+        moved.rsdp[32] = sum(&moved.rsdp).wrapping_neg();
+        assert_eq!(moved.rsdp, direct[..36]);
     }
 
     fn sum(bytes: &[u8]) -> u8 {

@@ -152,6 +152,10 @@ pub trait Observer: Send + Sync {
     fn started(&self, at: Instant) {
         let _ = at;
     }
+    /// The firmware has written these bytes to its log.
+    fn firmware_log(&self, bytes: &[u8]) {
+        let _ = bytes;
+    }
 }
 
 /// Ends a running machine and types on its console; any thread may call it at any time, also before `run`.

@@ -21,6 +21,7 @@ pub mod console;
 pub mod counted;
 mod cpu;
 pub mod engine;
+mod firmware;
 pub mod fuzz;
 pub mod kernel;
 mod kick;

@@ -1,4 +1,17 @@
 //! A machine: everything put together, run once, and asked in the end.
+//!
+//! ```text
+//!   thread of the caller    waits for the end, shows lines that do not end, gets the others out of KVM
+//!   vcpu0 .. vcpuN          KVM_RUN, exits: ports and memory, by the buses      (confined: sandbox)
+//!        |                      serial, clock, power management, reset           16550, CMOS, ACPI
+//!        |                      PCI: configuration by ports and ECAM, windows     host bridge, virtio-pci
+//!        |  doorbell (ioeventfd)                     ^  message (irqfd), or line
+//!        v                                           |
+//!   virtioN.Q               takes requests off queue Q of device N, asks the disk  (confined: sandbox)
+//! ```
+//!
+//! The power switch ([`Power`]) is the only thing that all of them look at: whoever ends the machine says why, and
+//! the first reason counts.
 
 mod devices;
 

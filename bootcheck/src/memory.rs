@@ -6,10 +6,12 @@
 //! 0x0010_0000   memory, up to 3 GiB
 //! 0xc000_0000   PCI devices
 //! 0xe000_0000   PCI configuration space (ECAM)
-//! 0xfeb0_0000   virtio-mmio devices
+//! 0xf000_0000   more PCI devices, as firmware places them
 //! 0xfec0_0000   IOAPIC
+//! 0xfec1_0000   virtio-mmio devices
 //! 0xfee0_0000   local APICs
-//! 0xfffb_c000   KVM's own pages (identity map, TSS), firmware above them
+//! 0xfeff_c000   KVM's own pages (identity map, TSS)
+//! 0xff00_0000   firmware, up to the end of 4 GiB
 //! 0x1_0000_0000 the rest of the memory
 //! ```
 //!
@@ -36,8 +38,12 @@ pub(crate) const PCI_END: u64 = 0xE000_0000;
 pub(crate) const ECAM_START: u64 = 0xE000_0000;
 /// One bus of configuration space.
 pub(crate) const ECAM_LEN: u64 = 0x10_0000;
+/// Another range for PCI devices, where firmware likes to put them.
+pub(crate) const PCI_HIGH_START: u64 = 0xF000_0000;
+/// Its end (exclusive).
+pub(crate) const PCI_HIGH_END: u64 = 0xFEC0_0000;
 /// The virtio-mmio devices, 4 KiB each.
-pub(crate) const MMIO_START: u64 = 0xFEB0_0000;
+pub(crate) const MMIO_START: u64 = 0xFEC1_0000;
 /// Distance of two virtio-mmio devices.
 pub(crate) const MMIO_STEP: u64 = 0x1000;
 /// The IOAPIC.

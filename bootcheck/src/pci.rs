@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-pub use bridge::HostBridge;
+pub use bridge::{Chip, HostBridge};
 pub use config::ConfigSpace;
 pub(crate) use config::{
     CAP_MSIX, CAP_VENDOR, COMMAND_INTX_DISABLE, COMMAND_MEMORY, Identity, OFFSET_BAR0, OFFSET_COMMAND,
@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     fn bus() -> Arc<PciBus> {
-        Arc::new(PciBus::new(vec![Some(Arc::new(HostBridge::new()))]))
+        Arc::new(PciBus::new(vec![Some(Arc::new(HostBridge::default()))]))
     }
 
     #[test]

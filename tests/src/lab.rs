@@ -46,8 +46,28 @@ pub fn script(dir: &Path, script: &str) -> Cmd {
         .timeout(600)
 }
 
+/// The same without `vimg`, which need not be built then.
+pub fn script_without_vimg(dir: &Path, script: &str) -> Cmd {
+    Cmd::new(path()).words("--timeout 540 -- bash -euc").arg(script).dir(dir).timeout(600)
+}
+
 /// Runs it and expects success.
 #[track_caller]
 pub fn run(dir: &Path, text: &str) -> Ran {
     script(dir, text).run().expect_code(0)
+}
+
+/// A kernel of Debian's, unpacked, for guests in the lab: `cloud` or `generic`.
+#[track_caller]
+pub fn kernel(flavour: &str) -> PathBuf {
+    let said = Cmd::new(path()).words("--kernel").arg(flavour).timeout(600).run().expect_code(0);
+    PathBuf::from(said.stdout.trim())
+}
+
+/// A file in the folder of an unpacked kernel whose name begins like this.
+#[track_caller]
+pub fn file_in(dir: &Path, prefix: &str) -> PathBuf {
+    let mut found = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let named = |path: &PathBuf| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix));
+    found.find(named).unwrap_or_else(|| panic!("no {prefix}* in {}", dir.display()))
 }

@@ -5,6 +5,7 @@ mod amend;
 mod archive;
 mod bench;
 mod bitmap;
+mod boot_machine;
 mod bootcheck;
 mod bootcheck_kvm;
 mod chains;

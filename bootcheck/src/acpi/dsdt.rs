@@ -8,7 +8,7 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 
 use super::{Machine, OEM, REVISION, TABLE, bytes_of};
-use crate::memory::{ECAM_LEN, ECAM_START, MMIO_STEP, PCI_END, PCI_START};
+use crate::memory::{ECAM_LEN, ECAM_START, MMIO_STEP, PCI_END, PCI_HIGH_END, PCI_HIGH_START, PCI_START};
 use crate::pci::{CONFIG_PORT, CONFIG_PORTS};
 use crate::platform::{PM_BASE, PM_LEN, PM_SLEEP_OFF};
 use crate::serial::{COM1, COM1_IRQ};
@@ -63,6 +63,7 @@ fn pci(machine: &Machine) -> Vec<u8> {
         &AddressSpace::new_io(0u16, CONFIG_PORT - 1, None),
         &AddressSpace::new_io(CONFIG_PORT + CONFIG_PORTS, 0xffff, None),
         &AddressSpace::new_memory(not, true, low(PCI_START), low(PCI_END - 1), None),
+        &AddressSpace::new_memory(not, true, low(PCI_HIGH_START), low(PCI_HIGH_END - 1), None),
     ]));
     let mut routes = PackageBuilder::new();
     for (slot, gsi) in (0u32..).zip(&machine.pci_pins) {

@@ -8,9 +8,12 @@ use block::{Error, Result};
 use crate::acpi::{self, MmioDevice};
 use crate::bus::{Bus, Registers};
 use crate::engine::{Boot, Disk, MachineSpec, Observer, Transport};
-use crate::memory::{ECAM_LEN, ECAM_START, GuestRam, MMIO_START, MMIO_STEP, PCI_END, PCI_START};
+use crate::firmware::{self, FwCfgDma, Log};
+use crate::memory::{
+    ECAM_LEN, ECAM_START, GuestRam, MMIO_START, MMIO_STEP, PCI_END, PCI_HIGH_END, PCI_HIGH_START, PCI_START,
+};
 use crate::pci::{
-    CONFIG_PORT, CONFIG_PORTS, ConfigPorts, Ecam, Function, HostBridge, PciBus, PciMemory, SLOTS,
+    CONFIG_PORT, CONFIG_PORTS, Chip, ConfigPorts, Ecam, Function, HostBridge, PciBus, PciMemory, SLOTS,
 };
 use crate::platform::{Cmos, I8042, PM_BASE, PM_LEN, PowerManagement, RESET_PORT, ResetPort};
 use crate::power::Power;
@@ -60,7 +63,7 @@ impl Plan<'_> {
     /// More disks than there are places for, or the host has no descriptors left.
     pub(super) fn build(&self, observer: Arc<dyn Observer>) -> Result<Devices> {
         let lines = Lines::new(Arc::clone(&self.vm));
-        let serial = Arc::new(self.serial(&lines, observer));
+        let serial = Arc::new(self.serial(&lines, Arc::clone(&observer)));
         let mut buses = Buses::default();
         self.platform(&mut buses.ports, &serial);
         let queues = u16::from(self.spec.cpus.min(MAX_QUEUES));
@@ -84,8 +87,27 @@ impl Plan<'_> {
         };
         self.bus(functions, &mut buses);
         built.tables.pci_pins = (0..SLOTS).map(pin_of_slot).collect();
+        if self.has_firmware() {
+            self.firmware(&mut buses.ports, &built.tables, observer);
+        }
         built.buses = Arc::new(buses);
         Ok(built)
+    }
+
+    fn has_firmware(&self) -> bool {
+        matches!(self.spec.boot, Boot::Firmware { .. })
+    }
+
+    /// What firmware needs besides.
+    fn firmware(&self, ports: &mut Bus, tables: &acpi::Machine, observer: Arc<dyn Observer>) {
+        let config = Arc::new(firmware::configuration(self.ram, tables));
+        let mut add = |start: u16, len: u16, device: Arc<dyn Registers>| {
+            ports.insert(u64::from(start), u64::from(len), device);
+        };
+        add(firmware::PORT, firmware::PORTS, Arc::clone(&config) as _);
+        add(firmware::DMA_PORT, firmware::DMA_PORTS, Arc::new(FwCfgDma { config, ram: self.ram.clone() }));
+        add(firmware::LOG_PORT, 1, Arc::new(Log(observer)));
+        self.vm.coalesce(firmware::LOG_PORT, 1, true);
     }
 
     fn serial(&self, lines: &Arc<Lines>, observer: Arc<dyn Observer>) -> Serial {
@@ -101,7 +123,8 @@ impl Plan<'_> {
             ports.insert(u64::from(start), u64::from(len), device);
         };
         let power = || Arc::clone(self.power);
-        let keyboard: Arc<dyn Registers> = Arc::new(I8042::new(power()));
+        let keyboard = if self.has_firmware() { I8042::silent(power()) } else { I8042::new(power()) };
+        let keyboard: Arc<dyn Registers> = Arc::new(keyboard);
         add(COM1, 8, Arc::clone(serial) as _);
         add(0x60, 1, Arc::clone(&keyboard));
         add(0x64, 1, Arc::new(Shifted(keyboard, 4)));
@@ -124,7 +147,7 @@ impl Plan<'_> {
         if devices.len() >= SLOTS {
             return Err(too_many(devices.len(), SLOTS - 1));
         }
-        let assigned = matches!(self.spec.boot, Boot::Linux { .. });
+        let assigned = !self.has_firmware();
         let (mut first_gsi, mut functions) = (FIRST_MESSAGE, vec![]);
         for (slot, device) in (1u8..).zip(devices) {
             let address = PCI_START + u64::from(slot) * u64::from(BAR_LEN);
@@ -165,7 +188,8 @@ impl Plan<'_> {
 
     /// The PCI bus with its host bridge, by ports, by memory, and the memory of its devices.
     fn bus(&self, functions: Vec<Arc<dyn Function>>, buses: &mut Buses) {
-        let bridge: Arc<dyn Function> = Arc::new(HostBridge::new());
+        let chip = if self.has_firmware() { Chip::I440fx } else { Chip::Q35 };
+        let bridge: Arc<dyn Function> = Arc::new(HostBridge::new(chip));
         let slots = std::iter::once(bridge).chain(functions).map(Some).collect();
         let bus = Arc::new(PciBus::new(slots));
         buses.ports.insert(
@@ -174,8 +198,10 @@ impl Plan<'_> {
             Arc::new(ConfigPorts(Arc::clone(&bus))),
         );
         buses.memory.insert(ECAM_START, ECAM_LEN, Arc::new(Ecam(Arc::clone(&bus))));
-        let memory = PciMemory { bus, start: PCI_START };
-        buses.memory.insert(PCI_START, PCI_END - PCI_START, Arc::new(memory));
+        for (start, end) in [(PCI_START, PCI_END), (PCI_HIGH_START, PCI_HIGH_END)] {
+            let memory = PciMemory { bus: Arc::clone(&bus), start };
+            buses.memory.insert(start, end - start, Arc::new(memory));
+        }
     }
 }
 

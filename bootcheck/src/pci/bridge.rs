@@ -1,4 +1,4 @@
-//! The host bridge at 00:00.0: an Intel Q35 memory controller hub as far as firmware knows it.
+//! The host bridge at 00:00.0: an Intel chip as far as firmware knows it.
 
 use parking_lot::Mutex;
 
@@ -11,6 +11,19 @@ const OFFSET_PCIEXBAR: usize = 0x60;
 /// finds the registers and may write them.
 const OFFSET_PAM0: usize = 0x90;
 
+/// The same of the i440FX.
+const OFFSET_PAM0_I440FX: usize = 0x59;
+
+/// Which chip the bridge is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Chip {
+    /// Intel Q35: PCI Express.
+    #[default]
+    Q35,
+    /// Intel 440FX, which BIOSes know best: they leave the memory-mapped configuration space where it is.
+    I440fx,
+}
+
 /// The bridge.
 #[derive(Debug)]
 pub struct HostBridge {
@@ -19,25 +32,31 @@ pub struct HostBridge {
 
 impl HostBridge {
     /// A bridge.
-    pub fn new() -> Self {
+    pub fn new(chip: Chip) -> Self {
+        let (device, pam) = match chip {
+            Chip::Q35 => (0x29c0, OFFSET_PAM0),
+            Chip::I440fx => (0x1237, OFFSET_PAM0_I440FX),
+        };
         let mut config = ConfigSpace::new(Identity {
             vendor: 0x8086,
-            device: 0x29c0,
-            revision: 0,
+            device,
+            revision: 2,
             class: (6, 0, 0),
             subsystem: (0x1af4, 0x1100),
             interrupt: false,
         });
-        // Enabled, 64 MiB decoded: the shortest that the register can say.
-        config.put(OFFSET_PCIEXBAR, &(ECAM_START | 2 << 1 | 1).to_le_bytes());
-        config.allow(OFFSET_PAM0, &[0xff; 7]);
+        if chip == Chip::Q35 {
+            // Enabled, 64 MiB decoded: the shortest that the register can say.
+            config.put(OFFSET_PCIEXBAR, &(ECAM_START | 2 << 1 | 1).to_le_bytes());
+        }
+        config.allow(pam, &[0xff; 7]);
         Self { config: Mutex::new(config) }
     }
 }
 
 impl Default for HostBridge {
     fn default() -> Self {
-        Self::new()
+        Self::new(Chip::default())
     }
 }
 

@@ -17,7 +17,7 @@ pub fn fuzz_pci(data: &[u8]) {
     let Ok(ram) = GuestRam::new(1 << 20) else { return };
     let place = PciPlace { address: 0, line: lines.line(17, 1), first_gsi: 24 };
     let Ok(rng) = VirtioPci::new(Arc::new(Rng), ram, vm, place) else { return };
-    let functions: [Arc<dyn Function>; 2] = [Arc::new(HostBridge::new()), Arc::new(rng)];
+    let functions: [Arc<dyn Function>; 2] = [Arc::new(HostBridge::default()), Arc::new(rng)];
     let bus = Arc::new(PciBus::new(functions.into_iter().map(Some).collect()));
     let ways: [(&dyn Registers, u64); 3] = [
         (&ConfigPorts(Arc::clone(&bus)), 0x7),

@@ -24,6 +24,7 @@ const COMMAND_RESET: u8 = 0xfe;
 pub struct I8042 {
     power: Arc<Power>,
     state: Mutex<State>,
+    silent: bool,
 }
 
 #[derive(Debug, Default)]
@@ -37,7 +38,12 @@ struct State {
 impl I8042 {
     /// A controller that can reset the machine.
     pub fn new(power: Arc<Power>) -> Self {
-        Self { power, state: Mutex::new(State { mode: 0x30, ..State::default() }) }
+        Self { power, state: Mutex::new(State { mode: 0x30, ..State::default() }), silent: false }
+    }
+
+    /// One that reads as if it were not there, so that firmware does not wait for a keyboard; it still resets.
+    pub fn silent(power: Arc<Power>) -> Self {
+        Self { silent: true, ..Self::new(power) }
     }
 
     fn reset(&self) {
@@ -73,6 +79,7 @@ impl Registers for I8042 {
     fn read(&self, offset: u64, data: &mut [u8]) {
         let mut state = self.state.lock();
         let value = match offset {
+            _ if self.silent => 0xff,
             0 => state.output.take().unwrap_or(0),
             4 => STATUS_SYSTEM | if state.output.is_some() { STATUS_OUTPUT } else { 0 },
             _ => 0xff,
