@@ -153,6 +153,10 @@ fn partitions_have_devices_and_each_can_be_a_disk_of_its_own() {
         "$VIMG" nbd detach nbd3
         "$VIMG" nbd attach --partition 6 mbr.qcow2; is 16777216 "$(blockdev --getsize64 /dev/nbd0)"
         "$VIMG" nbd detach nbd0
+        "$VIMG" nbd attach --partition 2 --mount /tmp/m gpt.qcow2; is more "$(cat /tmp/m/more)"
+        "$VIMG" nbd detach /tmp/m; is "" "$("$VIMG" nbd list)"
+        fails "the disk has partitions: --partition 1 or 2" "$VIMG" nbd attach --mount /tmp/m gpt.qcow2
+        fails "no nbd device is mounted" "$VIMG" nbd detach /tmp/m
         fails "the disk has no partition 3" "$VIMG" nbd attach --partition 3 gpt.qcow2
         is "" "$("$VIMG" nbd list)"
         "#,

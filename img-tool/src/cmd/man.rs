@@ -9,7 +9,7 @@ use crate::exit::{Exit, Outcome};
 
 /// Write the manual pages into a directory
 ///
-/// One page for the program and one for each command: vimg.1, vimg-info.1, ...
+/// One page for the program and one for each command: vimg.1, vimg-info.1, vimg-nbd-attach.1, ...
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
@@ -24,7 +24,11 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     command.build();
     write_page(command.clone(), app.program.to_owned(), args)?;
     for verb in command.get_subcommands() {
-        write_page(verb.clone(), format!("{}-{}", app.program, verb.get_name()), args)?;
+        let name = format!("{}-{}", app.program, verb.get_name());
+        write_page(verb.clone(), name.clone(), args)?;
+        for part in verb.get_subcommands() {
+            write_page(part.clone(), format!("{name}-{}", part.get_name()), args)?;
+        }
     }
     Ok(Exit::OK)
 }

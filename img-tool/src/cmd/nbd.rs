@@ -7,13 +7,13 @@
 //! ```
 //!
 //! The server is this program, started anew with the same words ([`background`]); it writes down what it serves
-//! ([`record`]), so that `list` and `detach` know. Where the image is an export of somebody else's server and nothing
-//! has to be done to it, the kernel is given connections to that server instead ([`remote`]).
+//! ([`record`]), so that `list` and `detach` know.
 
 mod attach;
 mod background;
 mod detach;
 mod list;
+mod mount;
 mod record;
 mod serve;
 mod show;

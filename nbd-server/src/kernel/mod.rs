@@ -211,11 +211,12 @@ fn netlink() -> Result<Family> {
 pub struct DeadLinks(Family);
 
 impl DeadLinks {
-    /// Listens from now on.
+    /// Listens from now on. The module is loaded if need be.
     ///
     /// # Errors
-    /// There is no netlink here, or this kernel does not tell.
+    /// There is no netlink here, or this kernel does not tell; as [`load_module`].
     pub fn listen() -> Result<Self> {
+        load_module()?;
         let family = netlink()?;
         family.subscribe()?;
         Ok(Self(family))

@@ -1,11 +1,13 @@
 //! `nbd attach`: an image becomes a disk of this machine.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nbd_server::kernel::Device;
 
 use super::background::{self, Role};
-use super::{device, serve};
+use super::detach::detach;
+use super::{device, mount, serve};
 use crate::app::App;
 use crate::cli::SourceArgs;
 use crate::exit::{Exit, Failure, Outcome};
@@ -21,6 +23,7 @@ Examples:
   mount /dev/nbd0p1 /mnt && umount /mnt
   vimg nbd detach /dev/nbd0
   vimg nbd attach --partition 1 disk.vmdk           # the partition is the disk: mount /dev/nbd0 /mnt
+  vimg nbd attach --partition 1 --mount /mnt disk.vmdk && vimg nbd detach /mnt
   vimg nbd attach --read-only --snapshot before-upgrade disk.qcow2
   vimg nbd attach --overlay disk.qcow2 /dev/nbd5    # what is written vanishes
   vimg nbd attach --connections 4 --timeout 30 --reconnect 300 nbd://server/export
@@ -46,12 +49,16 @@ pub(crate) struct Args {
     /// Connections between the kernel and the server
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(super) connections: u32,
-    /// Seconds that the server may take for a request before the connection counts as dead (default: any time)
-    #[arg(short, long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Seconds that the server may take for a request before the connection counts as dead; 0: any time [default: any time for
+    /// a server of ours, 60 for one elsewhere]
+    #[arg(short, long, value_name = "S")]
     pub(super) timeout: Option<u32>,
     /// Keep requests waiting for so many seconds when the server has died, and start or call it again meanwhile
     #[arg(long, visible_alias = "persist", value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) reconnect: Option<u32>,
+    /// Mount the disk (with --partition, the partition) on this directory
+    #[arg(short, long, value_name = "DIR", conflicts_with = "foreground")]
+    pub(super) mount: Option<PathBuf>,
     /// Stay in the foreground, for a service manager
     #[arg(long)]
     pub(super) foreground: bool,
@@ -74,7 +81,7 @@ impl Args {
     }
 
     pub(super) fn timeout(&self) -> Option<Duration> {
-        self.timeout.map(|seconds| Duration::from_secs(seconds.into()))
+        self.timeout.filter(|seconds| *seconds > 0).map(|seconds| Duration::from_secs(seconds.into()))
     }
 
     pub(super) fn reconnect(&self) -> Option<Duration> {
@@ -98,17 +105,27 @@ impl Args {
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     args.check()?;
     background::be_called_so(app);
+    if background::role() == Role::User && !args.foreground {
+        return at_the_terminal(args, app);
+    }
     match (background::role(), args.reconnect) {
-        (Role::User, Some(_)) if args.foreground => background::keep(app),
-        (Role::User, None) if args.foreground => serve::run(args, None, app),
-        (Role::User, _) => {
-            let first = if args.reconnect.is_some() { Role::Keeper } else { Role::Server };
-            let device = background::start(first)?.wait_until_ready()?;
-            app.print(&format!("{device}\n"))?;
-            Ok(Exit::OK)
-        }
-        (Role::Keeper, _) => background::keep(app),
-        (Role::Server, _) => serve::run(args, None, app),
+        (Role::Keeper, _) | (Role::User, Some(_)) => background::keep(app),
+        (Role::Server | Role::User, _) => serve::run(args, None, app),
         (Role::Successor(device), _) => serve::run(args, Some(device), app),
     }
+}
+
+/// What the user waits for: the device, and what is mounted of it.
+fn at_the_terminal(args: &Args, app: &App) -> Outcome {
+    let first = if args.reconnect.is_some() { Role::Keeper } else { Role::Server };
+    let device = background::start(first)?.wait_until_ready()?;
+    if let Some(directory) = &args.mount
+        && let Err(error) = mount::mount(device, directory, !args.writable() && !args.overlay)
+    {
+        // Nobody asked for a disk that is not mounted; the first error is the one that matters.
+        let _ = detach(device, false, app);
+        return Err(error.into());
+    }
+    app.print(&format!("{device}\n"))?;
+    Ok(Exit::OK)
 }

@@ -1,11 +1,12 @@
 //! `nbd detach`: the disk goes, and the image is left as it should be.
 
+use std::path::Path;
 use std::time::Duration;
 
 use block::{Error, ErrorKind};
 use nbd_server::kernel::{self, Detach, Device};
 
-use super::{device, record};
+use super::{mount, record};
 use crate::app::App;
 use crate::exit::{Exit, Failure, Outcome};
 
@@ -20,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[command(after_help = "\
 Examples:
   vimg nbd detach /dev/nbd0
+  vimg nbd detach /mnt                  # unmounts it first
   vimg nbd detach --all")]
 pub(crate) struct Args {
     /// Every device that vimg has attached
@@ -28,13 +30,17 @@ pub(crate) struct Args {
     /// Take it away although it is in use: what has not been written back is lost
     #[arg(short, long)]
     force: bool,
-    /// The device
-    #[arg(value_parser = device)]
-    device: Option<Device>,
+    /// The device, or the directory that it (or a partition of it) is mounted on
+    #[arg(value_name = "DEVICE")]
+    device: Option<String>,
 }
 
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
-    if let Some(device) = args.device {
+    if let Some(name) = &args.device {
+        let device = match Device::parse(name) {
+            Err(_) if Path::new(name).is_dir() => mount::unmount(Path::new(name))?,
+            parsed => parsed?,
+        };
         detach(device, args.force, app)?;
         return Ok(Exit::OK);
     }
@@ -58,7 +64,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
 /// It is in use, or not connected; the image could not be left as it should be.
 pub(crate) fn detach(device: Device, force: bool, app: &App) -> block::Result<()> {
     let record = record::read(device);
-    let server_gone = record.as_ref().is_some_and(|record| record.pid.is_some()) && !record::is_alive(device);
+    let server_gone = record.as_ref().is_some_and(|record| !record.remote) && !record::is_alive(device);
     if server_gone {
         app.warn(&format!("the server of {device} is dead; what it had not written is lost"));
     }

@@ -58,7 +58,7 @@ impl Entry {
     /// Who answers the device's requests.
     fn server(&self) -> &'static str {
         match &self.record {
-            Some(record) if record.pid.is_none() => "remote",
+            Some(record) if record.remote => "remote",
             Some(_) if self.alive => "vimg",
             Some(_) => "dead",
             None => "foreign",

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use block::{Error, Result, ResultExt as _};
-use nbd_server::kernel::Device;
+use nbd_server::kernel::{self, Device};
 use serde_json::{Value, json};
 
 /// Where records are.
@@ -19,7 +19,7 @@ const DIRECTORY: &str = "/run/vimg";
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Record {
-    /// The server's process; `None` where the kernel talks to a server elsewhere.
+    /// Our process, if there is one.
     pub(super) pid: Option<u32>,
     /// The image, or the export's URI.
     pub(super) image: String,
@@ -31,8 +31,13 @@ pub(super) struct Record {
     pub(super) snapshot: Option<String>,
     /// What is written vanishes.
     pub(super) overlay: bool,
+    /// The kernel talks to somebody else's server; our process, if there is one, only calls it again.
+    pub(super) remote: bool,
     /// How many connections there are.
     pub(super) connections: u32,
+    /// The process that has connected the device, as the kernel shows it: whether this record is about what the device
+    /// is now.
+    pub(super) connector: Option<u32>,
     /// Why the image could not be left as it should be.
     pub(super) error: Option<String>,
 }
@@ -46,7 +51,9 @@ impl Record {
             "partition": self.partition,
             "snapshot": self.snapshot,
             "overlay": self.overlay,
+            "remote": self.remote,
             "connections": self.connections,
+            "connector": self.connector,
             "error": self.error,
         })
     }
@@ -62,7 +69,9 @@ impl Record {
             partition: number("partition"),
             snapshot: text("snapshot"),
             overlay: value["overlay"].as_bool().unwrap_or_default(),
+            remote: value["remote"].as_bool().unwrap_or_default(),
             connections: number("connections").unwrap_or_default(),
+            connector: number("connector"),
             error: text("error"),
         }
     }
@@ -96,7 +105,8 @@ impl Own {
     }
 
     fn put(&self, record: &Record) -> Result<()> {
-        let text = format!("{}\n", record.to_json());
+        let connector = kernel::status(self.device).and_then(|status| status.pid).or(record.connector);
+        let text = format!("{}\n", Record { connector, ..record.clone() }.to_json());
         let written = self.file.set_len(0).and_then(|()| (&self.file).write_all(text.as_bytes()));
         written.context(|| path(self.device, "json").display().to_string())
     }
@@ -120,11 +130,13 @@ fn create(device: Device) -> Result<File> {
     opened.context(|| path(device, "json").display().to_string())
 }
 
-/// The record of a device, if there is one.
+/// The record of a device, if there is one that is about what the device is now (or was, if it is nothing now).
 pub(super) fn read(device: Device) -> Option<Record> {
     let mut text = String::new();
     File::open(path(device, "json")).ok()?.read_to_string(&mut text).ok()?;
-    Some(Record::from_json(&serde_json::from_str(&text).ok()?))
+    let record = Record::from_json(&serde_json::from_str(&text).ok()?);
+    let connector = kernel::status(device).and_then(|status| status.pid);
+    (connector.is_none() || connector == record.connector).then_some(record)
 }
 
 /// Whether the server of a device lives.
@@ -166,7 +178,9 @@ mod tests {
             partition: Some(1),
             snapshot: Some("s".to_owned()),
             overlay: true,
+            remote: true,
             connections: 2,
+            connector: Some(41),
             error: None,
         };
         assert_eq!(Record::from_json(&record.to_json()), record);

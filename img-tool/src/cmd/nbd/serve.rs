@@ -164,7 +164,7 @@ fn record(args: &Args, layer: &Layer) -> Record {
         snapshot: args.snapshot.clone(),
         overlay: args.overlay,
         connections: args.connections,
-        error: None,
+        ..Record::default()
     }
 }
 
