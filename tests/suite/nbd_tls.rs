@@ -45,7 +45,7 @@ impl Place {
         self.sign(
             folder,
             "server",
-            "cn = server\ndns_name = localhost\ntls_www_server\nsigning_key\nexpiration_days = 30\n",
+            "cn = server\ndns_name = localhost\ntls_www_server\nencryption_key\nsigning_key\nexpiration_days = 30\n",
         );
         self.sign(folder, "client", CLIENT);
     }
@@ -98,7 +98,7 @@ impl Place {
     }
 }
 
-const CLIENT: &str = "country = GB\norganization = Example\ncn = client\nserial = 77\ntls_www_client\nsigning_key\nexpiration_days = 30\n";
+const CLIENT: &str = "country = GB\norganization = Example\ncn = client\nserial = 77\ntls_www_client\nencryption_key\nsigning_key\nexpiration_days = 30\n";
 const SIZE: &str = "1048576";
 
 #[test]
@@ -117,7 +117,10 @@ fn certificates_of_gnutls_are_understood_in_both_versions() {
     place.qemu(old, ",tls-hostname=localhost").expect_code(1);
     // A name that the certificate does not have.
     let object = "tls-creds-x509,id=t,dir=pki,endpoint=client";
-    place.qemu(object, ",tls-hostname=example.org").expect_code(1).expect_stderr("does not match the hostname");
+    place
+        .qemu(object, ",tls-hostname=example.org")
+        .expect_code(1)
+        .expect_stderr("does not match the hostname");
     // Forced is forced.
     place.nbdinfo_in_the_clear().expect_code(1);
 }
@@ -174,7 +177,6 @@ fn a_server_does_not_start_with_bad_certificates() {
         "cn = server\nactivation_date = \"2020-01-01\"\nexpiration_date = \"2020-02-02\"\n",
     );
     refused("server-cert.pem': the certificate has expired at 2020-02-0");
-    place.0.write("pki/server-key.pem", &place.0.read("pki/client-key.pem"));
     place.sign("pki", "server", "cn = server\nexpiration_days = 30\n");
     place.0.write("pki/server-key.pem", &place.0.read("pki/client-key.pem"));
     refused("server-key.pem': the key does not belong to the certificate");
@@ -222,7 +224,11 @@ fn psk() -> Result<(), String> {
     dir.write("disk.raw", &[0; 512]);
     // There is no client, so that it ends at once.
     let said = dir.vimg("serve --format raw --stdio --tls-psk keys disk.raw").stderr;
-    if said.contains("not part of this build") { Err("this build of vimg has no TLS-PSK".to_owned()) } else { Ok(()) }
+    if said.contains("not part of this build") {
+        Err("this build of vimg has no TLS-PSK".to_owned())
+    } else {
+        Ok(())
+    }
 }
 
 #[test]

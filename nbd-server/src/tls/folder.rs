@@ -20,6 +20,7 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::VerifierBuilderError;
 use rustls::sign::CertifiedKey;
+use x509_cert::der::{Any, Decode as _, Encode as _, Tag, Tagged as _};
 
 use super::identity;
 
@@ -140,7 +141,7 @@ pub(super) fn authorities(path: &Path) -> Result<Arc<RootCertStore>> {
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
     let text = zeroize::Zeroizing::new(read(path)?);
-    PrivateKeyDer::from_pem_slice(&text).map_err(|error| {
+    PrivateKeyDer::from_pem_slice(&text).map(of_right_length).map_err(|error| {
         if contains(&text, b"ENCRYPTED") {
             return Error::unsupported("the key is protected by a passphrase").context(shown(path)).hint(
                 "store it without (openssl pkey -in FILE -out NEWFILE) where only the owner can read it",
@@ -148,6 +149,28 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
         }
         bad_pem(path, &error, "private key")
     })
+}
+
+/// GnuTLS writes the number in a key of ECDSA like any other: with a zero in front of half of them, and without those that
+/// it begins with. RFC 5915, section 3, wants as many bytes as the curve has, and ring insists.
+fn of_right_length(key: PrivateKeyDer<'static>) -> PrivateKeyDer<'static> {
+    let PrivateKeyDer::Sec1(sec1) = &key else { return key };
+    padded(sec1.secret_sec1_der()).map_or(key, |der| PrivateKeyDer::Sec1(der.into()))
+}
+
+/// `None`: it is something else, about which ring has better words.
+fn padded(sec1: &[u8]) -> Option<Vec<u8>> {
+    const P256_BYTES: usize = 32;
+    const P384_BYTES: usize = 48;
+    let mut fields: Vec<Any> = Vec::from_der(sec1).ok()?;
+    let number = fields.get_mut(1).filter(|field| field.tag() == Tag::OctetString)?;
+    let first = number.value().iter().position(|&byte| byte != 0)?;
+    let digits = &number.value()[first..];
+    let size = if digits.len() <= P256_BYTES { P256_BYTES } else { P384_BYTES };
+    let mut whole = zeroize::Zeroizing::new(vec![0; size.checked_sub(digits.len())?]);
+    whole.extend_from_slice(digits);
+    *number = Any::new(Tag::OctetString, whole.as_slice()).ok()?;
+    fields.to_der().ok()
 }
 
 /// All items of one kind in a file of PEM; at least one.
@@ -206,4 +229,28 @@ fn contains(text: &[u8], word: &[u8]) -> bool {
 
 pub(super) fn shown(path: &Path) -> String {
     format!("'{}'", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_keys_are_as_long_as_their_curve() {
+        let key = |number: &[u8]| {
+            let fields = [
+                Any::new(Tag::Integer, [1_u8].as_slice()).unwrap(),
+                Any::new(Tag::OctetString, number).unwrap(),
+            ];
+            fields.to_vec().to_der().unwrap()
+        };
+        let with_zero = [&[0][..], &[0x80; 32]].concat();
+        assert_eq!(padded(&key(&with_zero)).unwrap(), key(&[0x80; 32]));
+        let short = [&[0][..], &[0x70; 31]].concat();
+        assert_eq!(padded(&key(&[0x70; 31])).unwrap(), key(&short));
+        assert_eq!(padded(&key(&[0x70; 47])).unwrap(), key(&[&[0][..], &[0x70; 47]].concat()));
+        assert_eq!(padded(&key(&[0x70; 49])), None);
+        assert_eq!(padded(&key(&[])), None);
+        assert_eq!(padded(b"nonsense"), None);
+    }
 }
