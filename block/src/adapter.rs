@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use crate::device::{BlockDevice, ZeroMode};
+use crate::device::{BlockDevice, Preallocation, ZeroMode};
 use crate::error::{Error, Result};
 use crate::extent::{extent, read_backing};
 use crate::storage::{HostExtent, Storage};
@@ -14,12 +14,18 @@ use crate::storage::{HostExtent, Storage};
 #[derive(Debug)]
 pub struct DeviceStorage {
     device: Arc<dyn BlockDevice>,
+    resizable: bool,
 }
 
 impl DeviceStorage {
     /// The bytes of `device` as a container.
     pub fn new(device: Arc<dyn BlockDevice>) -> Self {
-        Self { device }
+        Self { device, resizable: false }
+    }
+
+    /// The same, but [`resize_fixed`](Storage::resize_fixed) resizes the device.
+    pub fn resizable(device: Arc<dyn BlockDevice>) -> Self {
+        Self { device, resizable: true }
     }
 
     /// The device.
@@ -90,6 +96,13 @@ impl Storage for DeviceStorage {
 
     fn fixed_len(&self) -> bool {
         true
+    }
+
+    fn resize_fixed(&self, len: u64) -> Result<bool> {
+        if self.resizable {
+            self.device.resize(len, Preallocation::Off)?;
+        }
+        Ok(self.resizable)
     }
 
     fn alignment(&self) -> u32 {

@@ -127,6 +127,13 @@ impl BlockDevice for Raw {
         }
         check_preallocation(preallocation)?;
         let from = self.size();
+        if size != from && preallocation == Preallocation::Off && self.storage.fixed_len() {
+            let end = self.offset.checked_add(size).ok_or_else(too_large)?;
+            if self.storage.resize_fixed(end)? {
+                self.size.store(size, Ordering::Release);
+                return Ok(());
+            }
+        }
         if size > from {
             self.grow(from, size, preallocation)?;
         } else if preallocation != Preallocation::Off {

@@ -103,6 +103,16 @@ pub trait Storage: Debug + Send + Sync {
         false
     }
 
+    /// Changes the length of a container whose length is [fixed](Self::fixed_len), where whoever provides it can do that
+    /// (an export). `Ok(false)`: nobody can.
+    ///
+    /// # Errors
+    /// It was refused, or failed.
+    fn resize_fixed(&self, len: u64) -> Result<bool> {
+        let _ = len;
+        Ok(false)
+    }
+
     /// Requests in multiples of this many bytes avoid copies (O_DIRECT, device sectors); 1 if anything
     /// goes. Unaligned requests work all the same.
     fn alignment(&self) -> u32 {

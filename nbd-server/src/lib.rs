@@ -14,12 +14,15 @@
 //! ```
 //!
 //! * [`proto`] has every number and record of the wire.
+//! * [`uri`] understands names of exports, [`client`] makes disks of them.
 //! * [`channel`] is a connection's bytes, in the clear or through TLS.
 //! * [`tls`] is how both ends prove who they are.
 //! * [`kernel`] has the devices of the kernel: `/dev/nbd0`.
 
 pub mod channel;
+pub mod client;
 pub mod kernel;
 pub mod proto;
 pub mod server;
 pub mod tls;
+pub mod uri;
