@@ -76,6 +76,8 @@ pub struct ConvertRequest {
     /// Zeros of at least this many bytes are left out; 0: none are, the target takes space for everything.
     /// `None`: 4096, and where the kernel can share blocks zeros are not looked for.
     pub sparse: Option<u64>,
+    /// Bytes that are read and written at once; `None`: what has proved itself.
+    pub chunk: Option<u64>,
     /// How many threads work; `None`: as many as there are processors, within limits.
     pub threads: Option<usize>,
     /// Space in the target need not be given out in the order of the disk.
@@ -87,6 +89,9 @@ pub struct ConvertRequest {
     /// What becomes of the dirty bitmaps of the (single) source.
     pub bitmaps: Bitmaps,
 }
+
+/// Threads for a copy over a network, at least.
+const REMOTE_THREADS: usize = 8;
 
 /// Whose words messages use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -148,6 +153,7 @@ impl ConvertRequest {
             compress: false,
             compression: qcow2::codec::Level::default(),
             sparse: None,
+            chunk: None,
             threads: None,
             out_of_order: false,
             salvage: false,
@@ -156,10 +162,17 @@ impl ConvertRequest {
         }
     }
 
-    fn engine_options(&self, fresh: Fresh, format: Format) -> EngineOptions {
+    /// How many threads work, where nobody says: what goes over a network is waited for rather than worked on.
+    fn default_threads(&self, target: Option<&Layer>) -> usize {
+        let remote = |layer: &Layer| layer.chain().any(|layer| layer.protocol == "nbd");
+        let any = self.sources.iter().any(|source| remote(source)) || target.is_some_and(remote);
+        if any { default_threads().max(REMOTE_THREADS) } else { default_threads() }
+    }
+
+    fn engine_options(&self, fresh: Fresh, format: Format, target: Option<&Layer>) -> EngineOptions {
         EngineOptions {
-            threads: self.threads.unwrap_or_else(default_threads),
-            chunk: None,
+            threads: self.threads.unwrap_or_else(|| self.default_threads(target)),
+            chunk: self.chunk,
             sparse: self.sparse.unwrap_or(4096),
             allocates_zeros: format == Format::Raw,
             fresh,
@@ -253,10 +266,33 @@ pub fn convert(request: &ConvertRequest, progress: &dyn Progress) -> Result<Conv
     };
     let source = request.source()?;
     match &request.target {
-        Target::Create(target) => convert_to_new(request, target, &source, progress),
+        Target::Create(target) => match export(target)? {
+            Some(existing) => convert_to_existing(request, &existing, &source, progress),
+            None => convert_to_new(request, target, &source, progress),
+        },
         Target::Existing(target) => convert_to_existing(request, target, &source, progress),
         Target::Pipe(target) => pipe::convert_to_pipe(request, target, &source, progress),
     }
+}
+
+/// The target as one that is there already, if that is what its name says: an export cannot be created.
+fn export(target: &CreateRequest) -> Result<Option<ExistingTarget>> {
+    let Ok(spec) = Spec::from_filename(&target.filename) else { return Ok(None) };
+    if !spec.is_export() {
+        return Ok(None);
+    }
+    if target.format != Format::Raw || !target.options.is_empty() || target.backing_file.is_some() {
+        return Err(Error::unsupported(format!("an export takes the bytes of a disk, not a new {} image", target.format))
+            .hint("make the image in a file and copy the file: vimg convert -n -f raw -O raw FILE nbd://HOST/EXPORT"));
+    }
+    Ok(Some(ExistingTarget {
+        spec,
+        format: Some(Format::Raw),
+        is_zero: false,
+        keep_backing: false,
+        policy: target.policy.clone(),
+        secrets: target.secrets.clone(),
+    }))
 }
 
 fn convert_to_existing(
@@ -333,7 +369,7 @@ fn options_for(
     device: &dyn BlockDevice,
     fresh: Fresh,
 ) -> Result<EngineOptions> {
-    let options = request.engine_options(fresh, target.format);
+    let options = request.engine_options(fresh, target.format, Some(target));
     let able = device.compressed_writer().is_some();
     if able && target.image.info()?.compressed {
         return Ok(EngineOptions { compress: true, ordered: true, ..options });

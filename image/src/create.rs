@@ -236,9 +236,10 @@ fn target_path(filename: &str) -> Result<PathBuf> {
     match Node::from_filename(filename, &mut vec![])?.source {
         Source::File { path, .. } => Ok(PathBuf::from(path)),
         Source::Protocol(request) => Err(Error::unsupported(format!(
-            "the '{}' protocol does not create images in this version of vimg",
+            "images are not created on the '{}' protocol: the export is there already",
             request.driver
-        ))),
+        ))
+        .hint("copy a disk to it with: vimg convert -n SOURCE TARGET, or vimg copy SOURCE TARGET")),
         Source::Nested(_) => Err(Error::usage("an image is created in a file")),
         Source::Member { archive, .. } => {
             Err(Error::usage(format!("'{archive}' is an archive, in which no image can be created")))

@@ -125,13 +125,14 @@ impl Description {
         Value::Object(document)
     }
 
-    /// A disk of nothing cannot be dirty, nor what lies on it.
+    /// A disk of nothing cannot be dirty, nor what lies on it; nor can plain bytes behind a network.
     fn has_dirty_flag(&self) -> bool {
         if WITHOUT_DIRTY_FLAG.contains(&self.format) {
             return false;
         }
         let lowest = std::iter::successors(Some(self), |this| this.child.as_deref()).last();
-        !lowest.is_some_and(|lowest| lowest.format.starts_with("null-"))
+        let plain = matches!(self.format, "raw" | "nbd");
+        !lowest.is_some_and(|lowest| plain && lowest.format == "nbd" || lowest.format.starts_with("null-"))
     }
 
     fn children(&self) -> Value {

@@ -224,7 +224,7 @@ fn own_file(layer: &Layer, entry: &Entry) -> Option<String> {
 
 /// The file in which the data of a layer lies.
 fn file_of(layer: &Layer) -> Option<String> {
-    if layer.member.is_some() && layer.data_file.is_none() {
+    if (layer.member.is_some() || layer.protocol == "nbd") && layer.data_file.is_none() {
         return Some(layer.source_name.clone());
     }
     layer.data_file.as_ref().or(layer.file.as_ref()).map(|file| file.path().display().to_string())

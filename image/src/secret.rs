@@ -8,7 +8,14 @@
 //! --object '{"qom-type": "secret", "id": ...}'            the same in JSON
 //! ```
 //!
+//! ```text
+//! --object tls-creds-x509,id=NAME,dir=FOLDER[,verify-peer=off]   how TLS is spoken
+//! --object tls-creds-psk,id=NAME,dir=FOLDER[,username=NAME]
+//! ```
+//!
 //! Secrets are read once, in the order in which they are given, before any image is opened: a file may be a pipe.
+
+mod tls;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,12 +25,16 @@ use crypt::Secret;
 use crypt::luks::Unlocker;
 use serde_json::{Map, Value};
 
+pub use tls::{TlsCreds, TlsKind};
+
 use crate::spec::{parse_json_object, split_commas, text_of};
 
 /// Secrets by name. Cheap to clone; `Debug` shows no more than the names.
 #[derive(Debug, Clone, Default)]
 pub struct Secrets {
     by_name: Arc<BTreeMap<String, Secret>>,
+    /// What TLS needs.
+    tls: Arc<BTreeMap<String, TlsCreds>>,
     /// Keys of volumes that were made with these passphrases.
     unlocker: Arc<Unlocker>,
 }
@@ -36,8 +47,6 @@ const OTHER_KINDS: &[&str] = &[
     "authz-simple",
     "secret_keyring",
     "tls-creds-anon",
-    "tls-creds-psk",
-    "tls-creds-x509",
     "tls-cipher-suites",
 ];
 
@@ -73,13 +82,21 @@ impl Secrets {
     /// # Errors
     /// In qemu's words.
     pub fn parse(definitions: &[String]) -> Result<Self> {
-        let mut secrets = BTreeMap::new();
+        let (mut secrets, mut tls) = (BTreeMap::new(), BTreeMap::new());
         for definition in definitions {
-            if let Some((id, secret)) = define(definition, &secrets)? {
-                secrets.insert(id, secret);
+            let known = |id: &str| secrets.contains_key(id) || tls.contains_key(id);
+            match define(definition, &secrets)? {
+                Some((id, _)) if known(&id) => {
+                    return Err(Error::usage(format!(
+                        "attempt to add duplicate property '{id}' to object (type 'container')"
+                    )));
+                }
+                Some((id, Object::Secret(secret))) => drop(secrets.insert(id, secret)),
+                Some((id, Object::Tls(creds))) => drop(tls.insert(id, creds)),
+                None => {}
             }
         }
-        Ok(Self { by_name: Arc::new(secrets), ..Self::default() })
+        Ok(Self { by_name: Arc::new(secrets), tls: Arc::new(tls), ..Self::default() })
     }
 
     /// The same secrets and one more, of a caller that has no command line.
@@ -101,6 +118,14 @@ impl Secrets {
     /// There is none of that name.
     pub fn get(&self, id: &str) -> Result<&Secret> {
         find(&self.by_name, id)
+    }
+
+    /// What the object of this name says about TLS.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn tls(&self, id: &str) -> Result<&TlsCreds> {
+        self.tls.get(id).ok_or_else(|| Error::usage(format!("No TLS credentials with id '{id}'")))
     }
 
     /// A secret that serves as a passphrase, which qemu wants to be text.
@@ -135,13 +160,20 @@ fn find<'a>(secrets: &'a BTreeMap<String, Secret>, id: &str) -> Result<&'a Secre
     secrets.get(id).ok_or_else(|| Error::usage(format!("No secret with id '{id}'")))
 }
 
+/// What an object is for.
+enum Object {
+    Secret(Secret),
+    Tls(TlsCreds),
+}
+
 /// One argument of `--object`. `None`: a throttle group, which limits nothing until the `throttle` driver uses it, and
 /// that one is refused.
-fn define(definition: &str, known: &BTreeMap<String, Secret>) -> Result<Option<(String, Secret)>> {
+fn define(definition: &str, known: &BTreeMap<String, Secret>) -> Result<Option<(String, Object)>> {
     let options = Properties(options(definition)?);
     let kind = options.required("qom-type")?;
     let group = kind == "throttle-group";
-    if kind != "secret" && !group {
+    let tls = TlsKind::of_object(&kind);
+    if kind != "secret" && !group && tls.is_none() {
         return Err(not_a_secret(&kind));
     }
     let id = options.required("id")?;
@@ -154,6 +186,9 @@ fn define(definition: &str, known: &BTreeMap<String, Secret>) -> Result<Option<(
     if group {
         return options.refuse_unlimited().map(|()| None);
     }
+    if let Some(kind) = tls {
+        return Ok(Some((id, Object::Tls(TlsCreds::from_properties(kind, &options)?))));
+    }
     let base64 = match options.text("format")?.as_deref() {
         None | Some("raw") => false,
         Some("base64") => true,
@@ -162,18 +197,13 @@ fn define(definition: &str, known: &BTreeMap<String, Secret>) -> Result<Option<(
         }
     };
     options.refuse_unknown()?;
-    if known.contains_key(&id) {
-        return Err(Error::usage(format!(
-            "attempt to add duplicate property '{id}' to object (type 'container')"
-        )));
-    }
     let bytes = options.load()?;
     let secret = match options.text("keyid")? {
         Some(key) => decrypted(&options, &bytes, base64, find(known, &key)?)?,
         None if base64 => decode_base64(&bytes)?,
         None => bytes,
     };
-    Ok(Some((id, secret)))
+    Ok(Some((id, Object::Secret(secret))))
 }
 
 fn not_a_secret(kind: &str) -> Error {

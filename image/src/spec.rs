@@ -11,7 +11,6 @@
 mod json;
 mod keyval;
 mod member;
-mod nbd;
 mod node;
 mod null;
 mod protocol;
@@ -23,7 +22,7 @@ pub(crate) use json::parse_object as parse_json_object;
 pub(crate) use keyval::split_commas;
 pub(crate) use member::is_member;
 pub(crate) use node::{Backing, Locking, Node, Source, parse_bool, text_of, unknown_driver};
-pub use protocol::{Opener, ProtocolRequest, register_opener};
+pub use protocol::{Opening, Protocol, ProtocolRequest, register};
 pub(crate) use protocol::{open_protocol, split_protocol};
 
 /// A parsed file name or option string.
@@ -83,6 +82,11 @@ impl Spec {
             _ => self.node.plain_path(),
         };
         path.map(std::path::Path::new)
+    }
+
+    /// Whether it is a disk that a server exports, with nothing around it.
+    pub fn is_export(&self) -> bool {
+        matches!(&self.node.source, Source::Protocol(request) if request.driver == "nbd")
     }
 
     /// What the user should be told about the way it is spelled, in qemu's words.

@@ -183,6 +183,7 @@ pub(crate) fn directory_of(path: &Path) -> PathBuf {
 
 /// Runs the program.
 pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    crate::nbd::register();
     let args: Vec<OsString> = args.into_iter().collect();
     let mut app = App::new(program_name(args.first()));
     let exit = match cli::parse(args, app.program) {
@@ -269,6 +270,7 @@ fn run(cli: &Cli, app: &App) -> Outcome {
         Command::Commit(args) => cmd::commit::run(args, app),
         Command::Compare(args) => cmd::compare::run(args, app),
         Command::Convert(args) => cmd::convert::run(args, app),
+        Command::Copy(args) => cmd::copy::run(args, app),
         Command::Create(args) => cmd::create::run(args, app),
         Command::Dd(args) => cmd::dd::run(args, app),
         Command::Doctor(args) => cmd::doctor::run(args, app),

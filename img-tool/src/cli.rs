@@ -75,6 +75,8 @@ pub(crate) enum Command {
     Compare(cmd::compare::Args),
     /// Copy one or more images to another, in another format if wanted
     Convert(Box<cmd::convert::Args>),
+    /// Copy between files, images and network block devices
+    Copy(Box<cmd::copy::Args>),
     /// Create an image
     Create(cmd::create::Args),
     /// Copy blocks of an image to another, in another format if wanted

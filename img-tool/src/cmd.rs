@@ -11,6 +11,7 @@ pub(crate) mod commit;
 pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod convert;
+pub(crate) mod copy;
 pub(crate) mod create;
 pub(crate) mod dd;
 pub(crate) mod doctor;

@@ -5,6 +5,7 @@
 mod blocks;
 mod foreign;
 mod guest;
+mod nbd;
 mod snapshot;
 mod vhdx;
 mod vmdk;
@@ -21,6 +22,7 @@ use qcow2::{Header, Qcow2};
 
 pub use self::foreign::{archive_open, foreign_open_read};
 pub use self::guest::{file_system, grub_cfg, guest_disk, pack_disk, partition_table};
+pub use self::nbd::{nbd_client, nbd_handshake};
 pub use self::vhdx::vhdx;
 pub use self::vmdk::{vmdk, vmdk_edited};
 pub use blocks::{block_seeds, mutated, vdi_image, vhd_image};

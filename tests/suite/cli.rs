@@ -5,8 +5,8 @@ use tests::skip::qemu;
 use tests::{Dir, Op, Ops, command, requires};
 
 const COMMANDS: &[&str] = &[
-    "amend", "bench", "bitmap", "check", "checksum", "commit", "compare", "convert", "create", "dd", "info",
-    "map", "measure", "rebase", "resize", "snapshot",
+    "amend", "bench", "bitmap", "check", "checksum", "commit", "compare", "convert", "copy", "create", "dd",
+    "info", "map", "measure", "rebase", "resize", "snapshot",
 ];
 
 #[test]

@@ -32,6 +32,7 @@ mod locks;
 mod luks;
 mod map;
 mod measure;
+mod nbd_client;
 mod nbd_kernel;
 mod nbd_tls;
 mod node_options;

@@ -272,3 +272,21 @@ fn the_seeds_are_clean() {
         fuzz::expect_clean(name, &bytes);
     }
 }
+
+/// The corpus, and damaged copies of it.
+#[test]
+fn nbd_client() {
+    replay("nbd_client", fuzz::nbd_client);
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/nbd_client");
+    let seeds: Vec<_> =
+        std::fs::read_dir(dir).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap()).collect();
+    let mut random = block::testing::Random::new(5);
+    for round in 0..600 {
+        fuzz::nbd_client(&damaged(&seeds[round % seeds.len()], &mut random));
+    }
+    // The handshake itself, damaged.
+    for round in 0..600 {
+        let seed = [vec![0], fuzz::nbd_handshake(u8::try_from(1 + round % 3).unwrap())].concat();
+        fuzz::nbd_client(&damaged(&seed, &mut random));
+    }
+}

@@ -57,7 +57,7 @@ pub(super) fn convert_to_pipe(
     let options = super::EngineOptions {
         compress: true,
         ordered: true,
-        ..request.engine_options(Fresh::Zeros, create.format)
+        ..request.engine_options(Fresh::Zeros, create.format, None)
     };
     let tally = convert_devices(source, &*device, &options, progress)?;
     request.check_lengths(&lengths)?;

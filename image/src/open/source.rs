@@ -11,7 +11,7 @@ use block::{Error, ErrorKind, Result, Storage};
 
 use super::{BackingMode, Layer, OpenOptions, Share};
 use crate::format::Format;
-use crate::spec::{Locking, Node, ProtocolRequest, Source, could_not_open, open_protocol};
+use crate::spec::{Locking, Node, Opening, ProtocolRequest, Source, could_not_open, open_protocol};
 
 /// An opened container.
 #[derive(Debug, Clone)]
@@ -68,9 +68,10 @@ impl Container {
                         locking: Locking::Off,
                     });
                 }
-                let device = open_protocol(&ProtocolRequest { writable, ..request.clone() })?;
+                let how = Opening { secrets: &options.secrets, no_flush: options.cache.no_flush() };
+                let device = open_protocol(&ProtocolRequest { writable, ..request.clone() }, &how)?;
                 Ok(Self {
-                    storage: Arc::new(DeviceStorage::new(device)),
+                    storage: Arc::new(DeviceStorage::resizable(device)),
                     file: None,
                     nested: None,
                     member: None,

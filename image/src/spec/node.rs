@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use block::{Error, Result};
 
-use super::protocol::{ProtocolRequest, driver_of_scheme, split_protocol};
+use super::protocol::{ProtocolRequest, driver_of_scheme, shown_by_protocol, split_protocol};
 use super::{keyval, null};
 use crate::format::Format;
 
@@ -227,8 +227,11 @@ impl Node {
         match &self.source {
             Source::File { path, .. } if self.is_expressible() => path.clone(),
             Source::Member { archive, member } if self.is_expressible() => format!("{archive}:{member}"),
-            Source::Protocol(ProtocolRequest { name: Some(name), .. }) if self.is_expressible() => {
-                name.clone()
+            Source::Protocol(request)
+                if self.is_expressible()
+                    && (request.name.is_some() || shown_by_protocol(request).is_some()) =>
+            {
+                self.source.shown_name()
             }
             source if self.protocol_only.is_some() => source.shown_name(),
             _ => format!("json:{}", super::json::to_qemu_string(&self.tree(format))),
@@ -268,6 +271,7 @@ impl Source {
         match self {
             Self::File { path, .. } => path.clone(),
             Self::Member { archive, member } => format!("{archive}:{member}"),
+            Self::Protocol(request) if let Some(name) = shown_by_protocol(request) => name,
             Self::Protocol(ProtocolRequest { name: Some(name), .. }) => name.clone(),
             Self::Protocol(request)
                 if null::is_null(&request.driver) && tree.as_object().is_some_and(|tree| tree.len() == 1) =>

@@ -7,6 +7,8 @@ use block::{BlockDevice, Error, Result};
 use parking_lot::RwLock;
 use serde_json::{Map, Value};
 
+use crate::secret::Secrets;
+
 /// What a protocol is asked to open.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProtocolRequest {
@@ -23,12 +25,11 @@ pub struct ProtocolRequest {
 impl ProtocolRequest {
     /// The request, if it makes sense as far as can be told without opening anything.
     pub(super) fn checked(self) -> Result<Self> {
-        match self.driver.as_str() {
-            "nbd" => super::nbd::validate(&self)?,
-            driver if super::null::is_null(driver) => {
-                super::null::Null::of(&self)?;
-            }
-            _ => {}
+        if super::null::is_null(&self.driver) {
+            super::null::Null::of(&self)?;
+        }
+        if let Some(protocol) = responsible(&self.driver) {
+            protocol.check(&self)?;
         }
         Ok(self)
     }
@@ -42,26 +43,52 @@ impl ProtocolRequest {
     }
 }
 
-/// Opens the disk behind a protocol name.
-pub type Opener = fn(&ProtocolRequest) -> Result<Arc<dyn BlockDevice>>;
-
-struct Registered {
-    driver: &'static str,
-    opener: Opener,
+/// What else matters when a disk is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Opening<'a> {
+    /// What options refer to.
+    pub secrets: &'a Secrets,
+    /// Whether flushes are left out (the cache mode `unsafe`).
+    pub no_flush: bool,
 }
 
-/// The table of openers. Filled by the program at start; the library itself knows no protocol.
-static OPENERS: RwLock<Vec<Registered>> = RwLock::new(Vec::new());
+/// A protocol: who judges its names and opens the disks behind them.
+pub trait Protocol: fmt::Debug + Send + Sync {
+    /// qemu's name of the driver (`nbd` stands for all its schemes).
+    fn driver(&self) -> &'static str;
 
-impl fmt::Debug for Registered {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registered").field("driver", &self.driver).finish_non_exhaustive()
-    }
+    /// Whether the request makes sense, as far as can be told without opening anything.
+    ///
+    /// # Errors
+    /// In qemu's words, without `Could not open`.
+    fn check(&self, request: &ProtocolRequest) -> Result<()>;
+
+    /// The name under which `info` shows the disk; `None`: as it was given.
+    fn shown_name(&self, request: &ProtocolRequest) -> Option<String>;
+
+    /// Opens the disk.
+    ///
+    /// # Errors
+    /// It cannot be reached, or is not there.
+    fn open(&self, request: &ProtocolRequest, how: &Opening<'_>) -> Result<Arc<dyn BlockDevice>>;
 }
 
-/// Makes `opener` responsible for a driver (`nbd` stands for all its schemes). The last one registered wins.
-pub fn register_opener(driver: &'static str, opener: Opener) {
-    OPENERS.write().push(Registered { driver, opener });
+/// The table of protocols. Filled by the program at start; the library itself knows none.
+static PROTOCOLS: RwLock<Vec<Arc<dyn Protocol>>> = RwLock::new(Vec::new());
+
+/// Makes `protocol` responsible for its driver. The last one registered wins.
+pub fn register(protocol: Arc<dyn Protocol>) {
+    PROTOCOLS.write().push(protocol);
+}
+
+/// The protocol that is responsible for a driver.
+fn responsible(driver: &str) -> Option<Arc<dyn Protocol>> {
+    PROTOCOLS.read().iter().rev().find(|protocol| protocol.driver() == driver).cloned()
+}
+
+/// The name of a disk as its protocol shows it.
+pub(crate) fn shown_by_protocol(request: &ProtocolRequest) -> Option<String> {
+    responsible(&request.driver)?.shown_name(request)
 }
 
 /// The driver that a prefix of a name selects, for the protocols that exist in principle.
@@ -69,10 +96,12 @@ pub(crate) fn driver_of_scheme(scheme: &str) -> Option<&'static str> {
     match scheme {
         "file" => Some("file"),
         "host_device" | "host_cdrom" => Some("host_device"),
-        "nbd" | "nbd+tcp" | "nbd+unix" => Some("nbd"),
+        "nbd" | "nbd+tcp" | "nbd+unix" | "nbd+vsock" | "nbds" | "nbds+tcp" | "nbds+unix" | "nbds+vsock" => {
+            Some("nbd")
+        }
         "null-co" => Some("null-co"),
         "null-aio" => Some("null-aio"),
-        other => OPENERS.read().iter().rev().map(|r| r.driver).find(|driver| *driver == other),
+        other => responsible(other).map(|protocol| protocol.driver()),
     }
 }
 
@@ -83,15 +112,17 @@ pub(crate) fn split_protocol(name: &str) -> Option<(&str, &str)> {
     Some((name.get(..at)?, rest))
 }
 
-/// Opens through the registered opener.
+/// Opens through the responsible protocol.
 ///
 /// # Errors
-/// `Unsupported` if nobody is responsible; otherwise the opener's.
-pub(crate) fn open_protocol(request: &ProtocolRequest) -> Result<Arc<dyn BlockDevice>> {
-    let opener = OPENERS.read().iter().rev().find(|r| r.driver == request.driver).map(|r| r.opener);
-    match opener {
-        Some(opener) => opener(request),
-        None => Err(Error::unsupported(format!("the '{}' protocol is not in this version of vimg", request.driver))
-            .hint("network block devices come with the NBD part of vimg; until then, export or copy the disk to a file")),
+/// `Unsupported` if nobody is responsible; otherwise the protocol's.
+pub(crate) fn open_protocol(request: &ProtocolRequest, how: &Opening<'_>) -> Result<Arc<dyn BlockDevice>> {
+    match responsible(&request.driver) {
+        Some(protocol) => protocol.open(request, how),
+        None => Err(Error::unsupported(format!(
+            "the '{}' protocol is not in this version of vimg",
+            request.driver
+        ))
+        .hint("export or copy the disk to a file")),
     }
 }

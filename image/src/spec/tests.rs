@@ -41,7 +41,9 @@ fn nbd_names_reach_the_opener_whole() {
         match name(text).source {
             Source::Protocol(request) => {
                 assert_eq!((request.driver.as_str(), request.name.as_deref()), ("nbd", Some(text)));
-                let error = open_protocol(&request).unwrap_err();
+                let secrets = crate::Secrets::default();
+                let how = Opening { secrets: &secrets, no_flush: false };
+                let error = open_protocol(&request, &how).unwrap_err();
                 assert_eq!(error.kind(), block::ErrorKind::Unsupported);
                 assert!(!error.hints().is_empty());
             }

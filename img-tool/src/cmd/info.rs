@@ -15,6 +15,7 @@ use crate::exit::{Exit, Outcome};
 Examples:
   vimg info disk.qcow2
   vimg info --output=json --backing-chain overlay.qcow2
+  vimg info --exports nbd://host
   vimg info -U disk-of-a-running-guest.qcow2")]
 pub(crate) struct Args {
     /// Format of the image (default: found out from its contents)
@@ -23,6 +24,9 @@ pub(crate) struct Args {
     /// Also describe each image behind it
     #[arg(short, long)]
     pub(crate) backing_chain: bool,
+    /// Of an NBD server, list everything that it exports, as `qemu-nbd --list` does
+    #[arg(long, conflicts_with_all = ["backing_chain", "output"])]
+    pub(crate) exports: bool,
     /// human or json
     #[arg(long, value_name = "FORMAT")]
     pub(crate) output: Option<String>,
@@ -33,6 +37,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
+    if args.exports {
+        let text = crate::nbd::list(&args.filename, &args.source.objects.secrets()?)?;
+        app.print(&text)?;
+        return Ok(Exit::OK);
+    }
     let output = OutputFormat::parse(args.output.as_deref(), "info", app)?;
     let source = args.source.source(&args.filename, args.format.as_deref())?;
     let options = OpenOptions {
