@@ -243,8 +243,8 @@ fn errors_of_the_server_are_errors_here() {
     let flaky = Server::nbdkit(&dir, "6", "--filter=error file a.raw error-pread=EIO error-pread-rate=100%");
     dir.vimg_ok(&format!("convert -f raw --salvage -O raw {} out.raw", flaky.uri()));
     // A filter that tries again makes it whole.
-    let retry = "--filter=retry-request --filter=error file a.raw error-pread=EIO error-pread-rate=20% \
-                 retry-request-delay=0.001 retry-request-retries=1000";
+    let retry = "--filter=retry-request --filter=error file a.raw error-pread=EIO error-pread-rate=10% \
+                 retry-request-delay=1 retry-request-retries=1000";
     let server = Server::nbdkit(&dir, "7", retry);
     dir.vimg_ok(&format!("compare -f raw -F raw {} a.raw", server.uri()));
 }
