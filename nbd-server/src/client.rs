@@ -24,6 +24,7 @@ mod handshake;
 mod inbox;
 mod list;
 mod pool;
+mod raw;
 mod reply;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ use crate::uri::ExportName;
 pub use device::NbdDevice;
 pub use handshake::{ExportInfo, StartTls};
 pub use list::{FLAG_NAMES, Listed, list, render};
+pub use raw::connect_raw;
 pub use tls::load as load_tls;
 
 /// A disk at the other end of `channel`, on which nothing has been said yet. There is this one connection only.

@@ -222,6 +222,46 @@ fn servers_that_die_are_replaced_or_at_least_leave_no_zombie() {
     assert!(matches!(check.code, Some(0 | 3)), "{}", check.story());
 }
 
+/// The kernel talks to qemu-nbd itself; a process of ours stays only to call the server again.
+#[test]
+fn an_export_of_somebody_elses_server_is_a_disk() {
+    requires!(root(), qemu(), tool("qemu-nbd"), tool("mke2fs"), lab());
+    let dir = Dir::new();
+    dir.qemu_ok("create -f qcow2 disk.qcow2 128M");
+    lab::run(
+        dir.path(),
+        r#"
+        serve() { qemu-nbd --fork -t -e 8 -f qcow2 -x disk -k /tmp/sock disk.qcow2; }
+        serve; uri='nbd+unix:///disk?socket=/tmp/sock'; mkdir /tmp/m
+        is /dev/nbd0 "$("$VIMG" nbd attach --connections 2 "$uri")"
+        is "" "$(pgrep -x vimg || true)"
+        "$VIMG" nbd list | grep -q ' remote .*/disk?socket='
+        mkfs.ext4 -q /dev/nbd0; mount /dev/nbd0 /tmp/m; head -c 9000000 /dev/urandom > /tmp/m/file
+        sha256sum /tmp/m/file > /tmp/sum
+        fails "is mounted on /tmp/m" "$VIMG" nbd detach nbd0
+        umount /tmp/m; "$VIMG" nbd detach nbd0; is "" "$("$VIMG" nbd list)"
+
+        is /dev/nbd0 "$("$VIMG" nbd attach --reconnect 60 "$uri")"
+        mount /dev/nbd0 /tmp/m
+        kill -9 $(pidof qemu-nbd); (sleep 1; serve) &
+        sha256sum -c --quiet /tmp/sum; wait
+        grep -q 'has lost a connection' /run/vimg/nbd0.log
+        umount /tmp/m; "$VIMG" nbd detach nbd0
+        is "" "$("$VIMG" nbd list)$(ls /run/vimg)"
+
+        # What has to be done to the bytes is done in between.
+        is /dev/nbd0 "$("$VIMG" nbd attach --overlay -f raw "$uri")"
+        mount /dev/nbd0 /tmp/m; sha256sum -c --quiet /tmp/sum; rm /tmp/m/file; umount /tmp/m
+        "$VIMG" nbd detach nbd0
+        is /dev/nbd0 "$("$VIMG" nbd attach --read-only "$uri")"
+        is 1 "$(blockdev --getro /dev/nbd0)"
+        mount -o ro /dev/nbd0 /tmp/m; sha256sum -c --quiet /tmp/sum; umount /tmp/m
+        "$VIMG" nbd detach nbd0
+        fails "not available" "$VIMG" nbd attach 'nbd+unix:///nosuch?socket=/tmp/sock'
+        "#,
+    );
+}
+
 /// A machine that loses its power in the middle of writing. Each file that was durable has its digest in `durable`
 /// outside the machine; the next machine finds them all.
 #[test]

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The server is this program, started anew with the same words ([`background`]); it writes down what it serves
-//! ([`record`]), so that `list` and `detach` know.
+//! ([`record`]), so that `list` and `detach` know. Where the image is an export of somebody else's server and nothing
+//! has to be done to it, the kernel is given connections to that server instead ([`remote`]).
 
 mod attach;
 mod background;
@@ -15,6 +16,7 @@ mod detach;
 mod list;
 mod mount;
 mod record;
+mod remote;
 mod serve;
 mod show;
 

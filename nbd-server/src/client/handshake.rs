@@ -122,6 +122,18 @@ pub(super) struct Wanted<'a> {
 /// # Errors
 /// The connection, the server's refusal in qemu's words, or its nonsense.
 pub(super) fn negotiate(channel: Channel, wanted: &Wanted<'_>) -> Outcome<Negotiated> {
+    negotiate_style(channel, wanted, true)
+}
+
+/// The same, but with the oldest style of replies, which every client understands.
+///
+/// # Errors
+/// As [`negotiate`].
+pub(super) fn negotiate_simple(channel: Channel, wanted: &Wanted<'_>) -> Outcome<Negotiated> {
+    negotiate_style(channel, wanted, false)
+}
+
+fn negotiate_style(channel: Channel, wanted: &Wanted<'_>, newest: bool) -> Outcome<Negotiated> {
     let mut talk = Talk::new(channel, wanted.patience);
     match talk.greeting()? {
         Greeting::Old(export) => talk.oldstyle(export, wanted),
@@ -130,7 +142,9 @@ pub(super) fn negotiate(channel: Channel, wanted: &Wanted<'_>) -> Outcome<Negoti
             if !talk.fixed {
                 return talk.by_name(wanted.export);
             }
-            talk.choose_style()?;
+            if newest {
+                talk.choose_style()?;
+            }
             talk.go(wanted.export)
         }
     }

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nbd_server::kernel::Device;
+use nbd_server::kernel::{Attached, Device};
 
 use super::background::{self, Role};
 use super::detach::detach;
-use super::{device, mount, serve};
+use super::{device, mount, remote, serve};
 use crate::app::App;
 use crate::cli::SourceArgs;
 use crate::exit::{Exit, Failure, Outcome};
@@ -108,6 +108,9 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     if background::role() == Role::User && !args.foreground {
         return at_the_terminal(args, app);
     }
+    if let Some(export) = remote::wanted(args) {
+        return remote::serve(args, &export, app);
+    }
     match (background::role(), args.reconnect) {
         (Role::Keeper, _) | (Role::User, Some(_)) => background::keep(app),
         (Role::Server | Role::User, _) => serve::run(args, None, app),
@@ -117,8 +120,15 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
 
 /// What the user waits for: the device, and what is mounted of it.
 fn at_the_terminal(args: &Args, app: &App) -> Outcome {
-    let first = if args.reconnect.is_some() { Role::Keeper } else { Role::Server };
-    let device = background::start(first)?.wait_until_ready()?;
+    let attached = match remote::wanted(args) {
+        Some(export) if args.reconnect.is_none() => remote::attach(args, &export, false, app)?.0,
+        Some(_) => Attached::Kernel(background::start(Role::Server)?.wait_until_ready()?),
+        None => {
+            let first = if args.reconnect.is_some() { Role::Keeper } else { Role::Server };
+            Attached::Kernel(background::start(first)?.wait_until_ready()?)
+        }
+    };
+    let device = attached.device();
     if let Some(directory) = &args.mount
         && let Err(error) = mount::mount(device, directory, !args.writable() && !args.overlay)
     {
@@ -127,5 +137,8 @@ fn at_the_terminal(args: &Args, app: &App) -> Outcome {
         return Err(error.into());
     }
     app.print(&format!("{device}\n"))?;
+    if let Attached::Loop(running) = attached {
+        running.wait()?;
+    }
     Ok(Exit::OK)
 }
