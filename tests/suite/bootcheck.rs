@@ -132,9 +132,7 @@ fn every_format_boots_and_one_report_tells_of_all() {
         .expect_code(2)
         .expect_stdout("top.qcow2: booted in ")
         .expect_stdout("small.vmdk: booted in ")
-        .expect_stdout(
-            "missing.raw: could not be checked: Could not open 'missing.raw': No such file or directory",
-        )
+        .expect_stdout("missing.raw: could not be checked: Could not open 'missing.raw': ")
         .expect_stdout("2 booted, 0 did not boot, 1 could not be checked");
     assert!(!ran.stdout.contains("cmdline"), "what boots is told in a line\n{}", ran.story());
     let xml = std::fs::read_to_string(place.dir.file("report.xml")).unwrap();
@@ -216,7 +214,7 @@ fn what_the_guest_writes_can_be_kept() {
     assert!(info["full-backing-filename"].as_str().unwrap().ends_with("small.qcow2"), "{info:#}");
     place.dir.vimg("compare small.qcow2 kept.qcow2").expect_code(1);
     // Nobody's file is overwritten.
-    place.cmd(words).run().expect_code(2).expect_stderr("there is a file of this name already");
+    place.cmd(words).run().expect_code(2).expect_stdout("there is a file of this name already");
 }
 
 /// Ctrl-C ends the check, and no qemu is left behind.
