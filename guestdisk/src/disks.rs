@@ -157,8 +157,13 @@ impl Disks {
             }
             Err(error) => return Err(error),
         };
+        // A boot sector without entries: what lies on the disk lies there as a whole.
+        let is_empty = table.as_ref().is_none_or(|table| table.partitions.is_empty());
+        if is_empty {
+            self.push(Location::Whole { disk }, Arc::clone(&device), None)?;
+        }
         match &table {
-            None => self.push(Location::Whole { disk }, Arc::clone(&device), None)?,
+            None => {}
             Some(table) => {
                 self.problems
                     .extend(table.problems.iter().map(|problem| format!("disk {}: {problem}", disk + 1)));
@@ -322,6 +327,21 @@ fn kernel_name(name: &str) -> Option<Location> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_boot_sector_without_entries_hides_nothing() {
+        let mut bytes = vec![0; 8192];
+        bytes[4086..4096].copy_from_slice(b"SWAPSPACE2");
+        for signature in [[0, 0], [0x55, 0xaa]] {
+            bytes[510..512].copy_from_slice(&signature);
+            let storage = Arc::new(block::mem::MemStorage::from_bytes(bytes.clone()));
+            let device = block::raw::Raw::open(storage, block::raw::RawOptions::default()).unwrap();
+            let disks = Disks::open(Arc::new(device)).unwrap();
+            let [volume] = disks.volumes() else { panic!("{disks:?}") };
+            assert_eq!(volume.location, Location::Whole { disk: 0 });
+            assert_eq!(volume.content.as_ref().unwrap().kind, crate::detect::Kind::Swap);
+        }
+    }
 
     #[test]
     fn names_of_volumes() {

@@ -373,6 +373,37 @@ fn extlinux_and_grub_legacy() {
     assert_eq!(paths(entry), [Path::new("/vmlinuz-2"), Path::new("/initrd-2")]);
 }
 
+/// Root file systems on btrfs: GRUB counts paths from the top, or, as SUSE has it, from the default subvolume.
+#[test]
+fn subvolumes_of_btrfs() {
+    requires!(tool("mkfs.btrfs"), tool("btrfs"), tests::guest::mounts("btrfs"));
+    let dir = Dir::new();
+    for (subvolume, in_grub, default) in [("@rootfs", "/@rootfs/boot", false), ("snapshot", "/boot", true)] {
+        let _ = std::fs::remove_file(dir.file("disk"));
+        dir.sparse("disk", 256 << 20);
+        tests::Cmd::new("mkfs.btrfs").words("-q disk").dir(dir.path()).ok();
+        let mounted = tests::guest::Mounted::new(&dir, "");
+        let btrfs = |words: &str| tests::Cmd::new("btrfs").words(words).dir(&mounted.path).ok();
+        btrfs(&format!("subvolume create {subvolume}"));
+        let folder = mounted.path.join(subvolume).join("boot");
+        std::fs::create_dir_all(folder.join("grub2")).unwrap();
+        let cfg = format!(
+            "menuentry Linux {{ linux {in_grub}/vmlinuz rootflags=subvol={subvolume}; initrd {in_grub}/initrd; }}"
+        );
+        std::fs::write(folder.join("grub2/grub.cfg"), cfg).unwrap();
+        std::fs::write(folder.join("vmlinuz"), subvolume).unwrap();
+        if default {
+            btrfs(&format!("subvolume set-default {subvolume}"));
+        }
+        drop(mounted);
+        let boot = of(tests::guest::open(&dir.file("disk")));
+        let entry = boot.default_entry().unwrap();
+        assert_eq!(entry.cmdline, format!("rootflags=subvol={subvolume}"));
+        assert_eq!(boot.read(&entry.kernel, 100).unwrap(), subvolume.as_bytes());
+        boot.read(&entry.initrds[0], 100).unwrap_err();
+    }
+}
+
 #[test]
 fn nothing_is_explained() {
     requires!(tools());
