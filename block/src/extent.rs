@@ -3,7 +3,7 @@
 //! A layer answers for what it stores. What is [`Stored::Absent`] there falls through to its backing
 //! device; past the end of a shorter backing device, and at the bottom, it reads as zeros.
 
-use crate::device::{BlockDevice, LayerExtent, Stored};
+use crate::device::{BlockDevice, LayerExtent, Stored, check_range};
 use crate::error::Result;
 use crate::num::to_usize;
 
@@ -58,7 +58,9 @@ pub fn extent_to_depth(
     max_depth: u32,
 ) -> Result<Extent> {
     let mut layer = device;
-    let mut len = max_len.min(device.size() - offset);
+    let size = device.size();
+    check_range(offset, 1, size)?;
+    let mut len = max_len.min(size - offset);
     let mut depth = 0;
     loop {
         let found = layer.layer_extent(offset, len)?;
@@ -92,7 +94,7 @@ pub fn extent_to_depth(
 /// What the chain of `device` stores at `offset` (below its size), for at most `max_len` bytes.
 ///
 /// # Errors
-/// As [`BlockDevice::layer_extent`].
+/// As [`BlockDevice::layer_extent`]. The disk may have become smaller since somebody looked.
 pub fn extent(device: &dyn BlockDevice, offset: u64, max_len: u64) -> Result<Extent> {
     extent_to_depth(device, offset, max_len, u32::MAX)
 }
@@ -160,6 +162,7 @@ impl<'a> Walker<'a> {
             if index > 0 && offset >= layer.size {
                 break; // A shorter layer: zeros from here on.
             }
+            check_range(offset, 1, layer.size)?;
             len = len.min(layer.size - offset);
             depth = index;
             let found = layer.at(offset, len)?;
