@@ -1,6 +1,6 @@
 //! Where connections come from.
 
-use std::net::{TcpListener, ToSocketAddrs as _};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -39,15 +39,28 @@ impl Listener {
             return Self::everywhere(port).context(what);
         }
         let addresses: Vec<_> = (host, port).to_socket_addrs().context(what)?.collect();
+        Self::on(&addresses).context(what)
+    }
+
+    /// Listens on these addresses, on the first one only if its port is any. One of several may not be there: the IPv6
+    /// address of a name on a machine that has only IPv4.
+    fn on(addresses: &[SocketAddr]) -> Result<Vec<Self>> {
         let mut listeners = vec![];
-        for address in &addresses {
-            let listener = TcpListener::bind(address).context(what)?;
-            listeners.push(Self::of(Socket::Tcp(listener)).context(what)?);
-            if port == 0 {
+        let mut missing = None;
+        for address in addresses {
+            match TcpListener::bind(address) {
+                Ok(listener) => listeners.push(Self::of(Socket::Tcp(listener))?),
+                Err(error) if is_missing(&error) => missing = Some(error),
+                Err(error) => return Err(error.into()),
+            }
+            if address.port() == 0 && !listeners.is_empty() {
                 break;
             }
         }
-        Ok(listeners)
+        match missing {
+            Some(error) if listeners.is_empty() => Err(error.into()),
+            _ => Ok(listeners),
+        }
     }
 
     /// An IPv6 socket takes IPv4 connections as well, unless the machine has no IPv6.
@@ -67,20 +80,15 @@ impl Listener {
     /// The name is taken, too long, or in a folder that cannot be written.
     pub fn unix(path: &Path, mode: Option<u32>) -> Result<Self> {
         let what = || format!("cannot listen on '{}'", path.display());
-        let bound = match UnixListener::bind(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-                remove_stale(path).context(what)?;
-                UnixListener::bind(path)
-            }
-            bound => bound,
-        };
-        let listener = bound.map_err(Error::from).context(what)?;
+        let listener = bind(path)?;
         if let Some(mode) = mode {
             use std::os::unix::fs::PermissionsExt as _;
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).context(what)?;
         }
         let mut made = Self::of(Socket::Unix(listener)).context(what)?;
-        made.file = identity(path).map(|identity| (path.to_owned(), identity));
+        // The process may go to another directory.
+        let absolute = std::path::absolute(path).context(what)?;
+        made.file = identity(path).map(|identity| (absolute, identity));
         Ok(made)
     }
 
@@ -199,6 +207,28 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     std::fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
+/// Whether there is no such address, or not its whole kind, on this machine.
+fn is_missing(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::AddrNotAvailable
+        || error.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32)
+}
+
+/// Binds a Unix socket; what an ended server has left under the name is replaced.
+///
+/// # Errors
+/// The name is that of a file or of a server that listens there, too long, or in a folder that cannot be written.
+pub fn bind(path: &Path) -> Result<UnixListener> {
+    let what = || format!("cannot listen on '{}'", path.display());
+    let bound = match UnixListener::bind(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            remove_stale(path).context(what)?;
+            UnixListener::bind(path)
+        }
+        bound => bound,
+    };
+    bound.map_err(Error::from).context(what)
+}
+
 /// Removes a socket on which nobody listens.
 fn remove_stale(path: &Path) -> Result<()> {
     use std::os::unix::fs::FileTypeExt as _;
@@ -251,4 +281,35 @@ pub(super) fn wait(listeners: &[Listener], waker: &Waker, until: Option<Instant>
         waker.clear();
     }
     Ok((0..listeners.len()).filter(|index| fds[index + 1].any().unwrap_or(false)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_not_there_does_not_keep_from_the_others() {
+        // TEST-NET-1 of RFC 5737 is nobody's.
+        let [nobodys, ours] = ["192.0.2.1:0", "127.0.0.1:0"].map(|address| address.parse().unwrap());
+        let listeners = Listener::on(&[nobodys, ours]).unwrap();
+        assert_eq!(listeners.len(), 1);
+        assert!(listeners[0].uri().starts_with("nbd://127.0.0.1:"));
+        Listener::on(&[nobodys]).unwrap_err();
+        let taken = SocketAddr::from(([127, 0, 0, 1], listeners[0].port().unwrap()));
+        Listener::on(&[taken, ours]).unwrap_err();
+    }
+
+    #[test]
+    fn a_file_is_no_stale_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        std::fs::write(&path, "important").unwrap();
+        bind(&path).unwrap_err();
+        assert_eq!(std::fs::read(&path).unwrap(), b"important");
+        std::fs::remove_file(&path).unwrap();
+        drop(bind(&path).unwrap());
+        let again = bind(&path).unwrap();
+        assert_eq!(bind(&path).unwrap_err().kind(), ErrorKind::Locked);
+        drop(again);
+    }
 }

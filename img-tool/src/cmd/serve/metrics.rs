@@ -2,12 +2,12 @@
 //! `curl --unix-socket PATH http://localhost/metrics`.
 
 use std::io::{Read as _, Write as _};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use block::{Result, ResultExt as _};
-use nbd_server::server::Handle;
+use nbd_server::server::{Handle, listen};
 
 /// The socket's file, removed in the end.
 #[derive(Debug)]
@@ -22,11 +22,8 @@ impl Drop for Socket {
 /// Answers on this socket for as long as the process lives.
 pub(super) fn serve(path: &Path, handle: Handle) -> Result<Socket> {
     let what = || format!("cannot listen on '{}'", path.display());
-    if UnixStream::connect(path).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused) {
-        std::fs::remove_file(path).context(what)?;
-    }
-    let listener = UnixListener::bind(path).context(what)?;
-    let socket = Socket(path.to_owned());
+    let listener = listen::bind(path)?;
+    let socket = Socket(std::path::absolute(path).context(what)?);
     let answering = move || {
         for stream in listener.incoming().flatten() {
             // Whoever does not listen gets nothing.
