@@ -48,26 +48,28 @@ pub(crate) fn run(plan: &Plan, app: &App) -> Outcome {
     watch_signals(server.handle(), reloads, app)?;
     let _pid = plan.pid_file.as_deref().map(PidFile::write).transpose()?;
     // The folders in which files have to be removed in the end.
-    app.confine_to_serving(&own_folders(plan));
-    if let Where::Stdio = plan.place {
-        server.serve(stdio()?)?;
-    } else if plan.announce {
+    let folders = own_folders(plan)?;
+    if plan.announce && !matches!(plan.place, Where::Stdio) {
         app.note(&uris);
     }
     if plan.fork {
         background::detach(app)?;
     }
+    app.confine_to_serving(&folders);
+    if let Where::Stdio = plan.place {
+        server.serve(stdio()?)?;
+    }
     server.run()?;
     Ok(Exit::OK)
 }
 
-fn own_folders(plan: &Plan) -> Vec<PathBuf> {
+fn own_folders(plan: &Plan) -> Result<Vec<PathBuf>> {
     let socket = match &plan.place {
         Where::Unix { path, .. } => Some(path),
         _ => None,
     };
     let files = socket.into_iter().chain(&plan.metrics).chain(&plan.pid_file);
-    files.map(|path| directory_of(path)).collect()
+    files.map(|path| Ok(directory_of(&std::path::absolute(path)?))).collect()
 }
 
 fn tls(authentication: &Authentication) -> Result<Option<ServerTls>> {
