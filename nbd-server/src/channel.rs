@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, Shutdown};
 use parking_lot::Mutex;
 
@@ -69,7 +71,25 @@ enum Wire {
         input: OwnedFd,
         /// Bytes go there.
         output: OwnedFd,
+        /// What ends receiving from a pipe.
+        stop: Option<Stop>,
     },
+}
+
+/// A pipe in which something lies once nothing more is to be received.
+#[derive(Debug)]
+struct Stop {
+    raised: OwnedFd,
+    raise: OwnedFd,
+}
+
+impl Stop {
+    /// Waits until `input` has something to say; `false` if it has not, and is not waited for any more.
+    fn wait(&self, input: &OwnedFd) -> nix::Result<bool> {
+        let mut fds = [input, &self.raised].map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN));
+        poll(&mut fds, PollTimeout::NONE)?;
+        Ok(fds[0].any().unwrap_or(true))
+    }
 }
 
 /// TLS around a wire.
@@ -110,7 +130,9 @@ impl Channel {
 
     /// A channel over two descriptors, of which each may be a pipe, a file or a socket.
     pub fn pair(input: OwnedFd, output: OwnedFd, peer: impl Into<String>) -> Self {
-        Self { wire: Wire::Pair { input, output }, peer: peer.into(), tls: None }
+        // Without it the end has to come from the peer.
+        let stop = nix::unistd::pipe2(OFlag::O_CLOEXEC).ok().map(|(raised, raise)| Stop { raised, raise });
+        Self { wire: Wire::Pair { input, output, stop }, peer: peer.into(), tls: None }
     }
 
     /// Who is at the other end, for logs.
@@ -226,17 +248,17 @@ impl Channel {
     /// # Errors
     /// The system gives no descriptor.
     pub fn shutter(&self) -> io::Result<Shutter> {
-        let sockets = self.wire.descriptors().map(|fd| fd.map(OwnedFd::try_clone).transpose());
-        let [one, other] = sockets;
-        Ok(Shutter { sockets: [one?, other?] })
+        let clones = self.wire.descriptors().map(|fd| fd.map(OwnedFd::try_clone).transpose());
+        let [one, other, stop] = clones;
+        Ok(Shutter { descriptors: [one?, other?, stop?] })
     }
 
-    /// Ends the connection in both directions: whoever waits on it is woken. Without effect on pipes.
+    /// Ends the connection in both directions: whoever waits on it is woken. Of pipes, only whoever receives.
     pub fn shutdown(&self) {
         self.wire.shutdown(Shutdown::Both);
     }
 
-    /// Ends receiving: what has arrived is still received, then comes the end. Without effect on pipes.
+    /// Ends receiving: what has arrived is still received, then comes the end.
     pub fn shutdown_receive(&self) {
         self.wire.shutdown(Shutdown::Read);
     }
@@ -259,7 +281,13 @@ impl Wire {
         loop {
             let received = match self {
                 Self::Socket(socket) => nix::sys::socket::recv(socket.as_raw_fd(), buf, MsgFlags::empty()),
-                Self::Pair { input, .. } => nix::unistd::read(input, buf),
+                Self::Pair { input, stop, .. } => {
+                    match stop.as_ref().map_or(Ok(true), |stop| stop.wait(input)) {
+                        Ok(true) => nix::unistd::read(input, buf),
+                        Ok(false) => Ok(0),
+                        Err(error) => Err(error),
+                    }
+                }
             };
             match received {
                 Err(Errno::EINTR) => {}
@@ -296,10 +324,13 @@ impl Wire {
         }
     }
 
-    fn descriptors(&self) -> [Option<&OwnedFd>; 2] {
+    /// The one or two of the connection, and what [`Stop`] has.
+    fn descriptors(&self) -> [Option<&OwnedFd>; 3] {
         match self {
-            Self::Socket(socket) => [Some(socket), None],
-            Self::Pair { input, output } => [Some(input), Some(output)],
+            Self::Socket(socket) => [Some(socket), None, None],
+            Self::Pair { input, output, stop } => {
+                [Some(input), Some(output), stop.as_ref().map(|stop| &stop.raise)]
+            }
         }
     }
 
@@ -308,28 +339,32 @@ impl Wire {
     }
 }
 
-fn shut(sockets: [Option<&OwnedFd>; 2], how: Shutdown) {
-    for socket in sockets.into_iter().flatten() {
+fn shut([one, other, stop]: [Option<&OwnedFd>; 3], how: Shutdown) {
+    for socket in [one, other].into_iter().flatten() {
         // A connection that has ended already, or a pipe.
         let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), how);
+    }
+    if let Some(stop) = stop.filter(|_| how != Shutdown::Write) {
+        // A byte or so from each thread, which a pipe has room for.
+        let _ = nix::unistd::write(stop, &[0]);
     }
 }
 
 /// Ends a connection from outside.
 #[derive(Debug)]
 pub struct Shutter {
-    sockets: [Option<OwnedFd>; 2],
+    descriptors: [Option<OwnedFd>; 3],
 }
 
 impl Shutter {
     /// See [`Channel::shutdown`].
     pub fn shutdown(&self) {
-        shut(self.sockets.each_ref().map(Option::as_ref), Shutdown::Both);
+        shut(self.descriptors.each_ref().map(Option::as_ref), Shutdown::Both);
     }
 
     /// See [`Channel::shutdown_receive`].
     pub fn shutdown_receive(&self) {
-        shut(self.sockets.each_ref().map(Option::as_ref), Shutdown::Read);
+        shut(self.descriptors.each_ref().map(Option::as_ref), Shutdown::Read);
     }
 }
 
