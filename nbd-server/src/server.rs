@@ -91,6 +91,9 @@ pub struct Config {
     pub log: Arc<dyn Log>,
 }
 
+/// Failures of a connection that are told one by one.
+const MAX_TOLD: u64 = 100;
+
 /// What all threads of the server know.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -133,8 +136,14 @@ impl Shared {
         Part::new(&self.pool, self.config.limits.pool_bytes_per_connection)
     }
 
-    fn failed(&self, id: u64, what: &str, error: &str) {
-        self.config.log.event(&Event::Failed { id, what, error });
+    /// Tells the `count`th failure of a connection. Clients that do nothing but fail do not fill the log.
+    fn failed(&self, id: u64, count: u64, what: &str, error: &str) {
+        if count < MAX_TOLD {
+            self.config.log.event(&Event::Failed { id, what, error });
+        } else if count == MAX_TOLD {
+            let error = &format!("{error} (further failures of this connection are not told)");
+            self.config.log.event(&Event::Failed { id, what, error });
+        }
     }
 
     /// A connection's whole life.

@@ -8,6 +8,8 @@
 //!   request and a fraction of that in a deep queue, and no thread wakes another.
 //! * For *slow* ones the leader passes the lead on before it begins, so that what follows is received and carried out
 //!   meanwhile, and replies leave in the order in which they become ready.
+//! * For *large* ones that are mere copies, or after which nothing has come yet, it leaves the lead behind, wakes nobody,
+//!   and is usually back first.
 //!
 //! Nothing here waits for a client to read but the threads of its own connection, and a connection's memory is bounded:
 //! a receive buffer, a thread's batch of replies, and its part of the pool.
@@ -52,6 +54,8 @@ const BRISK: Duration = Duration::from_micros(25);
 const SLOWEST: Duration = Duration::from_micros(400);
 /// How long a thread without work stays.
 const IDLE: Duration = Duration::from_secs(5);
+/// So long a lead that was left behind without waking anybody may be free.
+const RELIEF: Duration = Duration::from_millis(50);
 /// Bytes of a thread's stack. Reading an image goes deep only where images are nested.
 const STACK_BYTES: usize = 1 << 20;
 
@@ -83,6 +87,8 @@ pub(super) struct Connection<'a> {
 struct Crew {
     threads: usize,
     waiting: usize,
+    /// One of the waiting threads looks every now and then whether the lead has been left behind.
+    watched: bool,
     led: bool,
     ended: bool,
 }
@@ -126,7 +132,7 @@ impl<'a> Connection<'a> {
             contexts: agreement.contexts,
             input: Mutex::new(Input::new(agreement.style)),
             output: Mutex::new(()),
-            crew: Mutex::new(Crew { threads: 1, waiting: 0, led: false, ended: false }),
+            crew: Mutex::new(Crew { threads: 1, waiting: 0, watched: false, led: false, ended: false }),
             lead_is_free: Condvar::new(),
             pace: AtomicU64::new(nanos(SLOWEST)),
             part: shared.part(),
@@ -156,11 +162,14 @@ impl<'a> Connection<'a> {
     /// Waits for the lead; `false` if there is nothing left to do for this thread.
     fn take_lead(&self) -> bool {
         let mut crew = self.crew.lock();
+        let begun = Instant::now();
         while crew.led && !crew.ended {
+            let watches = !std::mem::replace(&mut crew.watched, true);
             crew.waiting += 1;
-            let timed_out = self.lead_is_free.wait_for(&mut crew, IDLE).timed_out();
+            self.lead_is_free.wait_for(&mut crew, if watches { RELIEF } else { IDLE });
             crew.waiting -= 1;
-            if timed_out && crew.led {
+            crew.watched &= !watches;
+            if crew.led && begun.elapsed() >= IDLE {
                 return false;
             }
         }
@@ -216,6 +225,10 @@ impl<'a> Connection<'a> {
         let plan = plan(&request, &self.facts());
         if plan.action == Ok(Action::Disconnect) {
             return Err(None);
+        }
+        if !input.holds(plan.payload) {
+            // The client may wait for replies before it sends the rest.
+            self.send_batch(batch).map_err(|error| Some(explain(&error)))?;
         }
         if let Some(done) = self.small_write(input, &request, &plan, batch) {
             return done.map(|()| None).map_err(|error| Some(explain(&error)));
@@ -327,17 +340,23 @@ impl<'a> Connection<'a> {
         scope: &'scope Scope<'scope, '_>,
         batch: &mut Batch,
     ) -> io::Result<Lead> {
-        let alone = match job.weight() {
-            execute::Weight::Nothing => true,
-            execute::Weight::Small => !self.is_slow(),
-            execute::Weight::Large => self.is_brisk() || (!self.is_slow() && !input.has_request()),
-            execute::Weight::Slow => false,
+        let (kept, quiet) = match job.weight() {
+            execute::Weight::Nothing => (true, false),
+            execute::Weight::Small => (!self.is_slow(), false),
+            execute::Weight::Large => (false, self.is_brisk() || (!self.is_slow() && !input.has_request())),
+            execute::Weight::Slow => (false, false),
         };
-        if alone {
+        if kept {
             return Ok(Lead::Kept);
         }
         self.send_batch(batch)?;
         let mut crew = self.crew.lock();
+        if quiet && crew.watched {
+            // Most likely this thread is back before anything comes. Should it wait for the client to receive, while the
+            // client waits to send, the one that watches takes over.
+            crew.led = false;
+            return Ok(Lead::Passed);
+        }
         if crew.waiting == 0 && crew.threads < self.shared.threads_per_connection() {
             let builder =
                 std::thread::Builder::new().name(format!("nbd-{}", self.id)).stack_size(STACK_BYTES);
@@ -400,8 +419,8 @@ impl<'a> Connection<'a> {
             counters.add(request.command, bytes, refusal.is_some());
         }
         if let Some(refusal) = refusal {
-            let what = describe(request);
-            self.shared.failed(self.id, &what, &format!("{}: {}", refusal.errno.name(), refusal.text));
+            let (what, count) = (describe(request), self.counters.errors());
+            self.shared.failed(self.id, count, &what, &format!("{}: {}", refusal.errno.name(), refusal.text));
         }
     }
 

@@ -10,6 +10,7 @@ use block::codec::{Reader, Writer};
 
 use super::Shared;
 use super::export::{Context, Export};
+use super::reply::cut;
 use crate::channel::Channel;
 use crate::proto::{
     HeaderStyle, IHAVEOPT, MAX_STRING, NBDMAGIC, OptionHeader, OptionReply, client_flags, handshake, info,
@@ -56,8 +57,16 @@ fn broken(text: impl Into<String>) -> Failure {
 
 /// Carries out the handshake.
 pub(super) fn negotiate(channel: &mut Channel, shared: &Shared, id: u64) -> Result<Agreement, Failure> {
-    let mut session =
-        Session { channel, shared, id, fixed: false, zeroes: true, style: HeaderStyle::Simple, chosen: None };
+    let mut session = Session {
+        channel,
+        shared,
+        id,
+        fixed: false,
+        zeroes: true,
+        style: HeaderStyle::Simple,
+        chosen: None,
+        refusals: 0,
+    };
     session.greet()?;
     loop {
         if let Some(agreement) = session.option()? {
@@ -82,6 +91,8 @@ struct Session<'a> {
     zeroes: bool,
     style: HeaderStyle,
     chosen: Option<Chosen>,
+    /// Options that were refused until now.
+    refusals: u64,
 }
 
 /// How an option is answered.
@@ -234,10 +245,11 @@ impl Session<'_> {
         self.channel.send(&[&OptionReply { option, kind, length }.encode(), data])
     }
 
-    fn refuse(&self, option: u32, refused: &Refused) -> io::Result<()> {
-        let what = option::name(option);
-        self.shared.failed(self.id, &what, &format!("{}: {}", reply::name(refused.kind), refused.text));
-        self.reply(option, refused.kind, refused.text.as_bytes())
+    fn refuse(&mut self, option: u32, refused: &Refused) -> io::Result<()> {
+        let (what, text) = (option::name(option), cut(&refused.text, MAX_STRING));
+        self.refusals += 1;
+        self.shared.failed(self.id, self.refusals, &what, &format!("{}: {text}", reply::name(refused.kind)));
+        self.reply(option, refused.kind, text.as_bytes())
     }
 
     fn list(&self) -> io::Result<()> {

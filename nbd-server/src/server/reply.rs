@@ -99,7 +99,7 @@ impl Replies {
 }
 
 /// The start of a text, at most `max` bytes, whole characters.
-fn cut(text: &str, max: usize) -> &str {
+pub(super) fn cut(text: &str, max: usize) -> &str {
     let mut end = text.len().min(max);
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -45,6 +45,11 @@ impl Counters {
         }
     }
 
+    /// Requests that were answered with an error.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
     /// The numbers now.
     pub fn counts(&self) -> Counts {
         Counts {

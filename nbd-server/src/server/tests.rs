@@ -17,6 +17,10 @@ use crate::proto::{
     option, reply,
 };
 
+mod patience;
+mod refusals;
+mod shrinking;
+
 const SIZE: u64 = 1_000_003;
 
 /// A client that does nothing by itself.
@@ -52,6 +56,7 @@ fn connect(config: Config) -> (Server, Client) {
     let server = Server::new(config).unwrap();
     let (ours, theirs) = UnixStream::pair().unwrap();
     ours.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    ours.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
     server.serve(Channel::unix(theirs, "test")).unwrap();
     let client = Client { stream: Channel::unix(ours, "server"), style: HeaderStyle::Simple };
     let mut greeting = [0; 18];

@@ -183,14 +183,16 @@ impl Connection<'_> {
         done.map_err(|error| refusal_of_write(&error))
     }
 
-    /// Reads and forgets, so that what lies below has it in its cache.
+    /// Reads and forgets, so that what lies below has it in its cache. It is a hint: of a long range only the start is
+    /// read, and nothing once the client has left, so that nobody can leave work behind that takes for ever.
     fn cache(&self, range: Range) -> Result<(), Refusal> {
+        let len = range.len.min(u64::from(self.shared.max_payload()));
         let mut own = vec![0; 64 << 10];
         let mut pooled = self.part.take();
         let piece = pooled.as_deref_mut().unwrap_or(&mut own);
         let mut at = 0;
-        while at < range.len {
-            let now = block::num::to_usize((range.len - at).min(piece.len() as u64));
+        while at < len && !self.crew.lock().ended {
+            let now = block::num::to_usize((len - at).min(piece.len() as u64));
             let read = self.export.device.read_at(&mut piece[..now], range.offset + at);
             read.map_err(|error| refusal(&error))?;
             at += now as u64;
