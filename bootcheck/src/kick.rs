@@ -19,7 +19,7 @@ use crate::power::Power;
 const STACK_BYTES: usize = 512 << 10;
 const RETRY: Duration = Duration::from_millis(2);
 
-extern "C" fn interrupted(_: c_int, _: *mut siginfo_t, _: *mut c_void) {}
+extern "C" fn handler(_: c_int, _: *mut siginfo_t, _: *mut c_void) {}
 
 fn signal() -> c_int {
     SIGRTMIN() + 1
@@ -28,9 +28,9 @@ fn signal() -> c_int {
 /// Makes the signal harmless, once for the process.
 fn install() -> Result<()> {
     static DONE: OnceLock<std::result::Result<(), c_int>> = OnceLock::new();
-    DONE.get_or_init(|| register_signal_handler(signal(), interrupted).map_err(|e| e.errno())).map_err(
-        |errno| Error::from(std::io::Error::from_raw_os_error(errno)).context("cannot handle a signal"),
-    )
+    DONE.get_or_init(|| register_signal_handler(signal(), handler).map_err(|e| e.errno())).map_err(|errno| {
+        Error::from(std::io::Error::from_raw_os_error(errno)).context("cannot handle a signal")
+    })
 }
 
 /// Starts a thread that can be kicked. Should it panic, the machine ends.
@@ -61,11 +61,19 @@ impl Drop for EndOnPanic {
     }
 }
 
+/// Makes KVM return in a thread, once.
+pub(crate) fn interrupt<T>(thread: &JoinHandle<T>) {
+    if !thread.is_finished() {
+        // Fails only for a thread that has just ended.
+        let _ = thread.kill(signal());
+    }
+}
+
 /// Gets a thread out of KVM and waits for its end; `None` if it panicked.
 pub(crate) fn join<T>(thread: JoinHandle<T>, power: &Power) -> Option<T> {
     power.end(Ending::Stopped);
     while !thread.is_finished() {
-        let _ = thread.kill(signal());
+        interrupt(&thread);
         std::thread::park_timeout(RETRY);
     }
     thread.join().ok()

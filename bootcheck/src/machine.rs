@@ -31,16 +31,18 @@ use crate::engine::{Boot, Control, CpuState, Ending, MachineSpec, Observer, Outc
 use crate::kick;
 use crate::kvm::{self, KvmVm, refused};
 use crate::memory::GuestRam;
-use crate::power::Power;
+use crate::power::{Power, Waited};
 use crate::sandbox;
 use crate::serial::Serial;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{Dead, Vcpu};
 use crate::virtio::Common;
 use crate::virtio::blk::Blk;
 use devices::Devices;
 
 /// How long a line without an end waits before it is shown.
 const CONSOLE_PAUSE: Duration = Duration::from_millis(10);
+/// When nothing happens for so long, the processors are asked whether anything can.
+const LIFE_SIGN: Duration = Duration::from_secs(1);
 /// Where the upper part of a firmware is seen below 1 MiB.
 const SHADOW_LEN: usize = 128 << 10;
 
@@ -52,6 +54,7 @@ pub(crate) struct Machine {
     blks: Vec<Arc<Blk>>,
     control: Arc<Remote>,
     observer: Arc<dyn Observer>,
+    dead: Arc<Dead>,
     vm: Arc<KvmVm>,
 }
 
@@ -107,6 +110,7 @@ impl Machine {
         let model = Model::new(&kvm, spec.cpus)?;
         let mapped_bytes = vm.fd().run_size();
         let mut vcpus = vec![];
+        let dead = Arc::new(Dead::new(spec.cpus));
         for index in 0..spec.cpus {
             let mut fd = vm.fd().create_vcpu(u64::from(index)).map_err(refused("create a processor"))?;
             let coalesced = vm.can_coalesce() && fd.map_coalesced_mmio_ring().is_ok();
@@ -115,10 +119,11 @@ impl Machine {
                 cpu::set_entry(&fd, &ram, &entry)?;
             }
             let (buses, power) = (Arc::clone(&devices.buses), Arc::clone(&power));
-            vcpus.push(Vcpu { index, fd, buses, power, ram: ram.clone(), mapped_bytes, coalesced });
+            let dead = Arc::clone(&dead);
+            vcpus.push(Vcpu { index, fd, buses, power, ram: ram.clone(), mapped_bytes, coalesced, dead });
         }
         let control = Arc::new(Remote { power, serial: devices.serial });
-        Ok(Self { vcpus, virtio: devices.virtio, blks: devices.blks, control, observer, vm })
+        Ok(Self { vcpus, virtio: devices.virtio, blks: devices.blks, control, observer, dead, vm })
     }
 
     /// Starts a thread for every queue of every device.
@@ -160,16 +165,23 @@ impl Machine {
         std::mem::take(&mut self.vcpus).into_iter().rev().map(start).collect()
     }
 
-    /// Waits for the end, and shows what the console holds while it waits.
-    fn watch(&self) -> Ending {
+    /// Waits for the end, shows what the console holds while it waits, and looks now and then whether the guest can
+    /// still do anything.
+    fn watch(&self, processors: &[JoinHandle<CpuState>]) -> Ending {
         loop {
-            if let Some(ending) = self.control.power.wait_or_attention() {
-                return ending;
+            match self.control.power.wait_or_attention(LIFE_SIGN) {
+                Waited::Ended(ending) => return ending,
+                Waited::Attention => {
+                    if let Some(ending) = self.control.power.wait_for(CONSOLE_PAUSE) {
+                        return ending;
+                    }
+                    self.control.serial.flush();
+                }
+                Waited::Idle => {
+                    self.dead.ask();
+                    processors.iter().for_each(kick::interrupt);
+                }
             }
-            if let Some(ending) = self.control.power.wait_for(CONSOLE_PAUSE) {
-                return ending;
-            }
-            self.control.serial.flush();
         }
     }
 
@@ -181,7 +193,7 @@ impl Machine {
         let mut processors = vec![];
         let started = self.start_devices().map(|t| device_threads = t);
         let started = started.and_then(|()| self.start_processors(begin, &startup).map(|t| processors = t));
-        let ending = if started.is_ok() { self.watch() } else { Ending::Stopped };
+        let ending = if started.is_ok() { self.watch(&processors) } else { Ending::Stopped };
         let mut cpus: Vec<_> =
             processors.into_iter().filter_map(|thread| kick::join(thread, &power)).collect();
         cpus.sort_by_key(|cpu| cpu.index);

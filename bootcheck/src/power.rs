@@ -17,6 +17,17 @@ pub struct Power {
     attention: AtomicBool,
 }
 
+/// What waiting came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Waited {
+    /// The machine has ended.
+    Ended(Ending),
+    /// Somebody has called.
+    Attention,
+    /// Nothing has happened.
+    Idle,
+}
+
 impl Power {
     /// Ends the machine. Only the first call counts.
     pub fn end(&self, ending: Ending) {
@@ -40,13 +51,21 @@ impl Power {
         self.changed.notify_all();
     }
 
-    /// Waits until the machine ends, or until somebody calls for attention (`None`).
-    pub fn wait_or_attention(&self) -> Option<Ending> {
+    /// Waits until the machine ends, until somebody calls for attention, or for `limit`.
+    pub fn wait_or_attention(&self, limit: Duration) -> Waited {
+        let deadline = Instant::now() + limit;
         let mut slot = self.ending.lock();
-        while slot.is_none() && !self.attention.swap(false, Ordering::AcqRel) {
-            self.changed.wait(&mut slot);
+        loop {
+            if let Some(ending) = &*slot {
+                return Waited::Ended(ending.clone());
+            }
+            if self.attention.swap(false, Ordering::AcqRel) {
+                return Waited::Attention;
+            }
+            if self.changed.wait_until(&mut slot, deadline).timed_out() && slot.is_none() {
+                return Waited::Idle;
+            }
         }
-        slot.clone()
     }
 
     /// Waits until it ends, at most for `limit`.
@@ -59,25 +78,37 @@ impl Power {
 }
 
 #[cfg(test)]
+impl Power {
+    /// How it has ended, if it has.
+    pub(crate) fn ending(&self) -> Option<Ending> {
+        self.ending.lock().clone()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
+
+    const SOON: Duration = Duration::from_millis(1);
 
     #[test]
     fn the_first_reason_counts() {
         let power = Power::default();
-        assert_eq!(power.wait_for(Duration::from_millis(1)), None);
+        assert_eq!(power.wait_for(SOON), None);
         power.end(Ending::PowerOff);
         power.end(Ending::TripleFault);
         assert!(power.is_off());
-        assert_eq!(power.wait_or_attention(), Some(Ending::PowerOff));
+        assert_eq!(power.wait_or_attention(SOON), Waited::Ended(Ending::PowerOff));
     }
 
     #[test]
     fn attention_wakes_once() {
         let power = Power::default();
         power.call_attention();
-        assert_eq!(power.wait_or_attention(), None);
+        assert_eq!(power.wait_or_attention(SOON), Waited::Attention);
+        assert_eq!(power.wait_or_attention(SOON), Waited::Idle);
+        power.call_attention();
         power.end(Ending::PowerOff);
-        assert_eq!(power.wait_or_attention(), Some(Ending::PowerOff));
+        assert_eq!(power.wait_or_attention(SOON), Waited::Ended(Ending::PowerOff));
     }
 }

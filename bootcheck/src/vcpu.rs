@@ -1,5 +1,6 @@
 //! A virtual processor's thread: runs the guest, serves what it exits for, and says where it stood in the end.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,6 +15,7 @@ use crate::power::Power;
 use crate::sys;
 
 const PAGE: u64 = 4096;
+const INTERRUPT_FLAG: u64 = 0x200;
 /// Bytes of code that are shown.
 const CODE_LEN: usize = 16;
 
@@ -37,6 +39,38 @@ pub(crate) struct Vcpu {
     pub(crate) mapped_bytes: usize,
     /// Some port writes come by a ring.
     pub(crate) coalesced: bool,
+    pub(crate) dead: Arc<Dead>,
+}
+
+/// Which processors cannot go on by themselves: halted with interrupts off, or never started. When none can, nothing
+/// will happen any more.
+#[derive(Debug)]
+pub(crate) struct Dead {
+    processors: Mutex<BTreeSet<u8>>,
+    count: u8,
+}
+
+impl Dead {
+    /// Of `count` processors.
+    pub(crate) fn new(count: u8) -> Self {
+        Self { processors: Mutex::default(), count }
+    }
+
+    /// Forgets what was taken down: the processors are about to be asked.
+    pub(crate) fn ask(&self) {
+        self.processors.lock().clear();
+    }
+
+    /// Takes down the state of a processor; whether none can go on.
+    fn note(&self, index: u8, dead: bool) -> bool {
+        let mut processors = self.processors.lock();
+        if dead {
+            processors.insert(index);
+        } else {
+            processors.remove(&index);
+        }
+        processors.len() == usize::from(self.count)
+    }
 }
 
 /// Why KVM came back.
@@ -45,6 +79,8 @@ enum Exit {
     Read(u64, usize),
     Write(u64, [u8; 8], usize),
     Nothing,
+    /// By a signal of ours: the machine ends, or somebody wants to know whether we live.
+    Interrupted,
     InternalError,
     End(Ending),
     Stuck(String),
@@ -76,6 +112,7 @@ impl Vcpu {
             }
             Exit::Write(address, data, len) => self.buses.memory.write(address, &data[..len]),
             Exit::Nothing => {}
+            Exit::Interrupted => return self.last_breath(),
             Exit::InternalError => return Some(self.internal_error()),
             Exit::End(ending) => return Some(ending),
             Exit::Stuck(reason) => return Some(self.stuck(&reason)),
@@ -103,7 +140,8 @@ impl Vcpu {
             }
             Ok(other) => Exit::Stuck(format!("KVM left the guest for an unknown reason ({other:?})")),
             Err(error) => match error.errno() {
-                nix::libc::EINTR | nix::libc::EAGAIN => Exit::Nothing,
+                nix::libc::EINTR => Exit::Interrupted,
+                nix::libc::EAGAIN => Exit::Nothing,
                 _ => Exit::Stuck(format!("KVM cannot run the guest: {error}")),
             },
         }
@@ -132,6 +170,17 @@ impl Vcpu {
                 self.buses.ports.read(port, access);
             }
         }
+    }
+
+    /// The end of a machine none of whose processors can go on. (One that has not run yet has not halted.)
+    fn last_breath(&self) -> Option<Ending> {
+        let dead = match self.fd.get_mp_state().map(|s| s.mp_state) {
+            Ok(KVM_MP_STATE_HALTED) => self.fd.get_regs().is_ok_and(|r| r.rflags & INTERRUPT_FLAG == 0),
+            Ok(KVM_MP_STATE_UNINITIALIZED) => true,
+            _ => false,
+        };
+        let all = self.dead.note(self.index, dead);
+        all.then(|| self.stuck("the guest has halted with interrupts off"))
     }
 
     fn internal_error(&mut self) -> Ending {

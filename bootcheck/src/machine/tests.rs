@@ -126,6 +126,16 @@ fn an_endless_loop_is_stopped_from_outside() {
 }
 
 #[test]
+fn a_guest_that_has_halted_for_good_ends() {
+    requires_kvm!();
+    let (outcome, output) = run(MachineSpec { cpus: 2, ..spec(Rom::new().print("bye").halt()) });
+    let Ending::Stuck { reason } = outcome.ending else { panic!("{outcome:?}") };
+    assert!(reason.starts_with("the guest has halted with interrupts off at"), "{reason}");
+    assert_eq!((output, outcome.cpus.len()), (b"bye".to_vec(), 2));
+    assert_eq!(outcome.cpus[1].mode, "real mode, not started");
+}
+
+#[test]
 fn a_machine_that_was_stopped_before_it_ran_does_not_run() {
     requires_kvm!();
     let machine = KvmEngine.build(spec(Rom::new().power_off()), Arc::new(Console::default())).unwrap();

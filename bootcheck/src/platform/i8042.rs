@@ -111,7 +111,7 @@ mod tests {
         }
         assert!(!power.is_off());
         controller.write(4, &[0xfe]);
-        assert_eq!(power.wait_or_attention(), Some(Ending::Reset { how: "keyboard controller" }));
+        assert_eq!(power.ending(), Some(Ending::Reset { how: "keyboard controller" }));
     }
 
     #[test]

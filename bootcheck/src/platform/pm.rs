@@ -122,7 +122,7 @@ mod tests {
         pm.write(4, &(5u16 << 10).to_le_bytes());
         assert!(!power.is_off());
         pm.write(4, &(SLEEP_ENABLE | 5 << 10).to_le_bytes());
-        assert_eq!(power.wait_or_attention(), Some(Ending::PowerOff));
+        assert_eq!(power.ending(), Some(Ending::PowerOff));
     }
 
     #[test]
@@ -131,10 +131,10 @@ mod tests {
         ResetPort::new(power.clone()).write(0, &[2]);
         assert!(!power.is_off());
         PowerManagement::new(power.clone()).write(12, &[1]);
-        assert_eq!(power.wait_or_attention(), Some(Ending::Reset { how: "ACPI" }));
+        assert_eq!(power.ending(), Some(Ending::Reset { how: "ACPI" }));
         let power = Arc::new(Power::default());
         ResetPort::new(power.clone()).write(0, &[6]);
-        assert_eq!(power.wait_or_attention(), Some(Ending::Reset { how: "port 0xcf9" }));
+        assert_eq!(power.ending(), Some(Ending::Reset { how: "port 0xcf9" }));
     }
 
     #[test]
