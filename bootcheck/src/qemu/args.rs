@@ -67,7 +67,8 @@ fn escape(value: &str) -> String {
 fn machine(transport: Transport) -> &'static str {
     match transport {
         Transport::Pci => "q35,vmport=off,smm=off,hpet=off,usb=off,graphics=off",
-        Transport::Mmio => "microvm,rtc=on,pit=on,pic=on,auto-kernel-cmdline=on",
+        // With ACPI it has no timer that works without KVM; without, qemu tells the kernel where the devices are.
+        Transport::Mmio => "microvm,rtc=on,pit=on,pic=on,acpi=off,auto-kernel-cmdline=on",
     }
 }
 
