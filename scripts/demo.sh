@@ -206,6 +206,26 @@ run "$vimg" check -q -r all disk.vmdk
 judge compare -f raw -F vmdk disk.raw disk.vmdk
 rm -f disk.vmdk disk.vhdx disk.vdi disk.vpc demo.ova demo.ovf from-ova.qcow2
 
+say "9. Served over NBD"
+socket=$PWD/demo.sock
+rm -f "$socket"
+# As a path in a URI, whatever folder this is.
+uri="nbd+unix:///?socket=$(printf %s "$socket" | sed 's/%/%25/g; s/ /%20/g')"
+run "$vimg" serve --fork --pid-file serve.pid --socket "$socket" --overlay small.qcow2
+trap 'kill "$(cat serve.pid)" 2>/dev/null || true' EXIT
+if have nbdcopy; then
+    run nbdcopy "$uri" served.raw
+elif have qemu-img; then
+    run qemu-img convert -f raw -O raw "$uri" served.raw
+else
+    printf '    (neither nbdcopy nor qemu-img to read it back)\n'
+fi
+if [ -e served.raw ]; then
+    run cmp disk.raw served.raw
+    "$vimg" checksum small.qcow2 served.raw | sed 's/^/    /'
+    rm -f served.raw
+fi
+
 say "What vimg says of the compressed image"
 "$vimg" info small.qcow2 | sed 's/^/  /'
 

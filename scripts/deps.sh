@@ -14,11 +14,12 @@ purpose=${1:-test}
 build="cc:gcc ld:binutils pkg-config:pkg-config"
 disk="mke2fs:e2fsprogs sfdisk:fdisk dpkg-deb:dpkg"
 qemu="qemu-img:qemu-utils qemu-io:qemu-utils qemu-nbd:qemu-utils"
+nbd="nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbdkit:nbdkit fio:fio nbd-server:nbd-server"
 # What tests/lab/kvm-lab needs; the kernel in it is fetched by the lab itself.
 lab="qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:kmod readelf:binutils xz:xz-utils setpriv:util-linux mke2fs:e2fsprogs"
 case $purpose in
     demo) wanted="$build $disk $qemu" ;;
-    test) wanted="$build $qemu bunzip2:bzip2 xz:xz-utils cryptsetup:cryptsetup-bin create_compressed_fs:cloop-utils bximage:bximage tar:tar prlimit:util-linux unshare:util-linux timeout:coreutils vhdiinfo:libvhdi-utils vmdkinfo:libvmdk-utils sfdisk:fdisk mke2fs:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs mkfs.vfat:dosfstools mcopy:mtools sgdisk:gdisk pvcreate:lvm2 losetup:mount mmdebstrap:mmdebstrap zstd:zstd certtool:gnutls-bin nbdinfo:libnbd-bin nbdkit:nbdkit nbd-server:nbd-server $lab" ;;
+    test) wanted="$build $qemu bunzip2:bzip2 xz:xz-utils cryptsetup:cryptsetup-bin create_compressed_fs:cloop-utils bximage:bximage tar:tar prlimit:util-linux unshare:util-linux timeout:coreutils vhdiinfo:libvhdi-utils vmdkinfo:libvmdk-utils sfdisk:fdisk mke2fs:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs mkfs.vfat:dosfstools mcopy:mtools sgdisk:gdisk pvcreate:lvm2 losetup:mount mmdebstrap:mmdebstrap zstd:zstd certtool:gnutls-bin $nbd $lab" ;;
     bench) wanted="$build $disk $qemu python3:python3 mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount" ;;
     bench-nbd) wanted="$build $qemu python3:python3 fio:fio nbdkit:nbdkit" ;;
     lint) wanted="$build" ;;
@@ -43,6 +44,11 @@ fi
 if [ "$purpose" != lab ] && ! echo '#include <openssl/ssl.h>' | cc -E - >/dev/null 2>&1; then
     missing="$missing openssl-headers"
     packages="$packages libssl-dev"
+fi
+# Python modules have none either; they are Debian's, for Debian's Python.
+if [ "$purpose" = test ] && ! /usr/bin/python3 -c 'import nbd' >/dev/null 2>&1; then
+    missing="$missing libnbd-for-python"
+    packages="$packages python3-libnbd"
 fi
 # /usr/bin/time, not the shell's own word.
 if [ "$purpose" = bench ] && [ ! -x /usr/bin/time ]; then

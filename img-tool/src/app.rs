@@ -18,7 +18,7 @@ use crate::sandbox;
 /// The running program.
 #[derive(Debug)]
 pub(crate) struct App {
-    /// The name it was called by: `vimg`, or `qemu-img`.
+    /// The name it was called by: `vimg`, `qemu-img` or `qemu-nbd`.
     pub(crate) program: &'static str,
     /// `--untrusted`, `--allow`, `-v`.
     pub(crate) global: GlobalArgs,
@@ -27,14 +27,19 @@ pub(crate) struct App {
 }
 
 impl App {
-    fn new(program: &'static str) -> Self {
-        let output = Output::new(program != "qemu-img");
+    pub(crate) fn new(program: &'static str) -> Self {
+        let output = Output::new(program == "vimg");
         Self { program, global: GlobalArgs::default(), output }
     }
 
     /// Called as `qemu-img`: no hints, no colour, nothing that qemu-img would not print.
     pub(crate) fn as_qemu_img(&self) -> bool {
         self.program == "qemu-img"
+    }
+
+    /// Called as `qemu-nbd`, whose words scripts know.
+    pub(crate) fn as_qemu_nbd(&self) -> bool {
+        self.program == "qemu-nbd"
     }
 
     /// Which names inside images are followed.
@@ -186,6 +191,11 @@ pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     crate::nbd::register();
     let args: Vec<OsString> = args.into_iter().collect();
     let mut app = App::new(program_name(args.first()));
+    if app.program == "qemu-nbd" {
+        catch_file_size_limit();
+        allow_many_files();
+        return cmd::serve::qemu_nbd::main(&args, &mut app).unwrap_or_else(|failure| app.end(failure)).into();
+    }
     let exit = match cli::parse(args, app.program) {
         Ok(cli) => {
             app.global = cli.global.clone();
@@ -196,10 +206,10 @@ pub(crate) fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     exit.into()
 }
 
-/// Under the name qemu-img we are qemu-img, under any other we are vimg.
+/// Under the names qemu-img and qemu-nbd we are those, under any other we are vimg.
 fn program_name(arg0: Option<&OsString>) -> &'static str {
     let name = arg0.and_then(|path| Path::new(path).file_name());
-    if name.is_some_and(|name| name == "qemu-img") { "qemu-img" } else { "vimg" }
+    ["qemu-img", "qemu-nbd"].into_iter().find(|own| name.is_some_and(|name| name == *own)).unwrap_or("vimg")
 }
 
 /// The version of qemu-img whose behaviour is followed.
@@ -240,10 +250,14 @@ fn survive_file_size_limit(command: &Command) {
         command,
         Command::Info(_) | Command::Map(_) | Command::Compare(_) | Command::Measure(_) | Command::Checksum(_)
     ) {
-        let caught = Arc::new(AtomicBool::new(false));
-        // If it cannot be set the limit still ends the program, only less politely.
-        let _ = signal_hook::flag::register(nix::libc::SIGXFSZ, caught);
+        catch_file_size_limit();
     }
+}
+
+fn catch_file_size_limit() {
+    let caught = Arc::new(AtomicBool::new(false));
+    // If it cannot be set the limit still ends the program, only less politely.
+    let _ = signal_hook::flag::register(nix::libc::SIGXFSZ, caught);
 }
 
 /// Every image of a chain is a file or two: as many as the system allows.

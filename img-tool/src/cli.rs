@@ -136,6 +136,11 @@ impl std::fmt::Debug for ObjectArgs {
 }
 
 impl ObjectArgs {
+    /// These definitions.
+    pub(crate) fn of(object: Vec<String>) -> Self {
+        Self { object, ..Self::default() }
+    }
+
     /// What the objects are for: the passphrases of encrypted images. To be called before images are opened, and
     /// by every command, for mistakes in objects that are not used are told, too.
     pub(crate) fn secrets(&self) -> Outcome<Secrets> {

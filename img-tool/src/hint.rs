@@ -6,13 +6,13 @@ use block::Error;
 const QEMU_HINTS: [&str; 3] =
     ["Is another process using the image", "Try block-dirty-bitmap-remove", "Try --skip-broken-bitmaps"];
 
-/// An error with its hints. As qemu-img, only what qemu-img would say.
+/// An error with its hints. As qemu-img or qemu-nbd, only what that would say.
 pub(crate) fn render(error: &Error, program: &str, colour: bool) -> String {
     let mut text = format!("{program}: {error}\n");
     for hint in error.hints() {
         if QEMU_HINTS.iter().any(|start| hint.starts_with(start)) {
             text.push_str(&format!("{hint}\n"));
-        } else if program != "qemu-img" {
+        } else if program == "vimg" {
             text.push_str(&line(hint, colour));
         }
     }

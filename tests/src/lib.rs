@@ -16,6 +16,7 @@
 //! * [`foreign`] writes images of formats that are only read, and archives.
 //! * [`lab`] runs a script in a Linux of our own, with root, loop, nbd and KVM.
 //! * [`fuzz`] has the bodies of the fuzz targets.
+//! * [`server`] runs `vimg serve`, and scripts of libnbd's Python against it.
 //! * [`guest`] fills file systems and compares what is read back; [`guest_image`] puts whole disks together.
 //!
 //! A harness may panic and print: a failure here is the failure of the test that called it.
@@ -32,6 +33,7 @@ pub mod guest_image;
 pub mod guests;
 pub mod lab;
 pub mod ops;
+pub mod server;
 pub mod shape;
 pub mod skip;
 

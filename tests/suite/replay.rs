@@ -290,3 +290,23 @@ fn nbd_client() {
         fuzz::nbd_client(&damaged(&seed, &mut random));
     }
 }
+
+/// The corpus, every option and command, and mutations of those.
+#[test]
+fn nbd_server() {
+    let (handshakes, transmissions) = fuzz::nbd_seeds();
+    replay("nbd_server_handshake", fuzz::nbd_server_handshake);
+    replay("nbd_server_transmission", fuzz::nbd_server_transmission);
+    let mut random = block::testing::Random::new(3);
+    for (seeds, body) in [
+        (handshakes, fuzz::nbd_server_handshake as fn(&[u8])),
+        (transmissions, fuzz::nbd_server_transmission),
+    ] {
+        for (_, bytes) in seeds {
+            body(&bytes);
+            for _ in 0..10 {
+                body(&fuzz::mutated(&bytes, &mut random));
+            }
+        }
+    }
+}

@@ -22,7 +22,6 @@ mod show;
 
 use nbd_server::kernel::Device;
 
-#[expect(unused_imports, reason = "for serve --connect and --disconnect, which come next")]
 pub(crate) use {
     detach::detach,
     show::{show, watch_signals},
@@ -63,6 +62,6 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
 }
 
 /// The device that a user names.
-fn device(name: &str) -> Result<Device, String> {
+pub(crate) fn device(name: &str) -> Result<Device, String> {
     Device::parse(name).map_err(|error| error.to_string())
 }

@@ -2,17 +2,21 @@
 
 mod background;
 mod disk;
+mod getopt;
 mod log;
 mod metrics;
 pub(crate) mod plan;
+pub(crate) mod qemu_nbd;
 mod run;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nbd_server::kernel::Device;
+
 use crate::app::App;
 use crate::cli::{ObjectArgs, SourceArgs};
-use crate::exit::{Failure, Outcome};
+use crate::exit::{Exit, Failure, Outcome};
 
 pub(crate) use disk::temporary;
 pub(crate) use run::run as carry_out;
@@ -139,12 +143,28 @@ pub(crate) struct Args {
     metrics: Option<PathBuf>,
     #[command(flatten)]
     source: SourceArgs,
+    /// Show the image as this disk of this machine, as 'vimg nbd attach' does
+    #[arg(
+        short,
+        long,
+        value_name = "/dev/nbdN",
+        value_parser = crate::cmd::nbd::device,
+        conflicts_with_all = ["socket", "listen", "stdio", "once", "tls_dir", "tls_psk"],
+    )]
+    connect: Option<Device>,
+    /// Take this disk of this machine away, as 'vimg nbd detach' does
+    #[arg(short, long, value_name = "/dev/nbdN", value_parser = crate::cmd::nbd::device, exclusive = true)]
+    disconnect: Option<Device>,
     /// The image; or several as NAME=IMAGE
-    #[arg(required = true, value_name = "IMAGE")]
+    #[arg(required_unless_present = "disconnect", value_name = "IMAGE")]
     images: Vec<String>,
 }
 
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
+    if let Some(device) = args.disconnect {
+        crate::cmd::nbd::detach(device, false, app)?;
+        return Ok(Exit::OK);
+    }
     carry_out(&args.plan(app)?, app)
 }
 
@@ -213,6 +233,9 @@ impl Args {
     }
 
     fn place(&self) -> Outcome<Where> {
+        if let Some(device) = self.connect {
+            return Ok(Where::Kernel(device));
+        }
         if self.stdio {
             return Ok(Where::Stdio);
         }

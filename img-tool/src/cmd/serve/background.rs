@@ -32,6 +32,10 @@ pub(super) fn start(app: &App) -> Outcome {
         command.arg0(name);
     }
     command.args(arguments.iter().skip(1)).env(VARIABLE, "1").stdin(Stdio::null()).stdout(Stdio::piped());
+    // Sockets that systemd has passed to this process are for that one.
+    if std::env::var("LISTEN_PID").is_ok_and(|pid| pid.parse() == Ok(std::process::id())) {
+        command.env_remove("LISTEN_PID");
+    }
     let mut child = command.spawn().map_err(Error::from).context(what)?;
     if let Some(output) = child.stdout.take() {
         for line in BufReader::new(output).lines() {

@@ -11,7 +11,7 @@ use nbd_server::server::export::{Export, ExportOptions};
 
 use super::plan::{Image, Plan, Window};
 use crate::app::App;
-use crate::exit::Outcome;
+use crate::exit::{Failure, Outcome};
 
 /// Blocks of the copy-on-write of `--overlay`, in bytes.
 const OVERLAY_BLOCK_BYTES: u32 = 64 << 10;
@@ -24,7 +24,11 @@ pub(super) fn exports(plan: &Plan, app: &App) -> Outcome<Vec<Arc<Export>>> {
 fn export(plan: &Plan, image: &Image, app: &App) -> Outcome<Export> {
     let served = &plan.served;
     let writable = !served.read_only && !served.overlay;
-    let source = crate::cli::source(&image.filename, plan.format.as_deref(), plan.image_opts)?;
+    let source = crate::cli::source(&image.filename, plan.format.as_deref(), plan.image_opts);
+    let source = source.map_err(|failure| match failure {
+        Failure::Error { exit, error } => Failure::Error { exit, error: in_words_of(app, image, error) },
+        other => other,
+    })?;
     let options = OpenOptions {
         writable,
         resizable: served.resizable && writable,
@@ -38,18 +42,33 @@ fn export(plan: &Plan, image: &Image, app: &App) -> Outcome<Export> {
         share: if writable { Share::NoWriters } else { Share::Format },
         ..OpenOptions::default()
     };
-    let layer = app.open(&source.spec, &options)?;
+    let layer = app.open(&source.spec, &options).map_err(|error| in_words_of(app, image, error))?;
     if writable && layer.image.read_only() {
         let error = Error::new(ErrorKind::ReadOnly, format!("'{}' cannot be written", image.filename));
         return Err(error.hint("serve it with --read-only, or with --overlay").into());
     }
-    let device = shown(plan, &layer).context(|| format!("'{}'", image.filename))?;
+    let device = shown(plan, &layer);
+    let device = if app.as_qemu_nbd() { device } else { device.context(|| format!("'{}'", image.filename)) }?;
     let mut export = Export::new(&image.export, device, export_options(plan, &layer));
     export.description.clone_from(&plan.description);
     for name in &served.bitmaps {
         export.bitmaps.push((name.clone(), bitmap(&layer, name, plan)?));
     }
     Ok(export)
+}
+
+/// qemu-nbd names the place in itself where opening failed.
+fn in_words_of(app: &App, image: &Image, error: Error) -> Error {
+    if !app.as_qemu_nbd() {
+        return error;
+    }
+    let text = error.to_string();
+    let why = text.strip_prefix(&format!("Could not open '{}': ", image.filename)).unwrap_or(&text);
+    let words = match why.starts_with("Failed to load snapshot: ") {
+        true => why.to_owned(),
+        false => format!("Failed to blk_new_open '{}': {why}", image.filename),
+    };
+    error.hints().iter().fold(Error::new(error.kind(), words), |error, hint| error.hint(hint.clone()))
 }
 
 fn export_options(plan: &Plan, layer: &Layer) -> ExportOptions {
@@ -77,7 +96,8 @@ fn shown(plan: &Plan, layer: &Layer) -> Result<Arc<dyn BlockDevice>> {
         Window::Part { offset, len } => {
             let size = device.size();
             let rest = size.checked_sub(offset).ok_or_else(|| {
-                Error::usage(format!("the offset {offset} lies past the end of the disk ({size} bytes)"))
+                let file = "size of the containing file";
+                Error::usage(format!("Offset ({offset}) cannot be greater than {file} ({size})"))
             })?;
             Ok(Arc::new(Slice::new(device, offset, len.unwrap_or(rest))?))
         }

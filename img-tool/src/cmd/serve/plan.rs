@@ -6,6 +6,7 @@ use std::time::Duration;
 use block::Error;
 use block::file::CacheMode;
 use image::Secrets;
+use nbd_server::kernel::Device;
 use nbd_server::proto::DEFAULT_PORT;
 use nbd_server::server::export::DetectZeroes;
 use qcow2::snapshot::Selector;
@@ -89,6 +90,8 @@ pub(crate) enum Where {
         mode: Option<u32>,
     },
     Stdio,
+    /// The kernel of this machine: the image becomes this disk.
+    Kernel(Device),
 }
 
 /// How clients know the server, and it them.

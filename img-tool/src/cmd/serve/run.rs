@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use block::{Error, ErrorKind, Result, ResultExt as _};
 use nbd_server::channel::Channel;
-use nbd_server::proto::DEFAULT_PORT;
+use nbd_server::kernel::{Device, Setup};
+use nbd_server::proto::{DEFAULT_PORT, HeaderStyle};
+use nbd_server::server::export::Export;
 use nbd_server::server::listen::Listener;
 use nbd_server::server::{Config, Handle, Limits, Server};
 use nbd_server::tls::{Policy, ServerTls, psk, server};
@@ -15,7 +17,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::plan::{Authentication, Plan, Where};
 use super::{background, disk, log, metrics};
 use crate::app::{App, directory_of};
-use crate::exit::{Exit, Outcome};
+use crate::exit::{Exit, Failure, Outcome};
 
 /// Serves until told to stop.
 pub(crate) fn run(plan: &Plan, app: &App) -> Outcome {
@@ -45,12 +47,19 @@ pub(crate) fn run(plan: &Plan, app: &App) -> Outcome {
         server.listen(listener);
     }
     let _metrics = plan.metrics.as_ref().map(|path| metrics::serve(path, server.handle())).transpose()?;
-    watch_signals(server.handle(), reloads, app)?;
+    let device = match plan.place {
+        Where::Kernel(device) => Some(connect(&server, &exports, device, app)?),
+        _ => None,
+    };
+    match device {
+        Some(device) => crate::cmd::nbd::watch_signals(device)?,
+        None => watch_signals(server.handle(), reloads, app)?,
+    }
     let _pid = plan.pid_file.as_deref().map(PidFile::write).transpose()?;
     // The folders in which files have to be removed in the end.
     let folders = own_folders(plan)?;
-    if plan.announce && !matches!(plan.place, Where::Stdio) {
-        app.note(&uris);
+    if plan.announce && !matches!(plan.place, Where::Stdio) && !is_activated(plan) {
+        app.note(&device.map_or(uris, |device| format!("{device}\n")));
     }
     if plan.fork {
         background::detach(app)?;
@@ -61,6 +70,25 @@ pub(crate) fn run(plan: &Plan, app: &App) -> Outcome {
     }
     server.run()?;
     Ok(Exit::OK)
+}
+
+/// Whoever passes a socket knows where clients find it, and may be printing something of its own.
+fn is_activated(plan: &Plan) -> bool {
+    matches!(plan.place, Where::Default) && std::env::var_os("LISTEN_FDS").is_some()
+}
+
+/// Shows the only image as a disk of this machine.
+fn connect(server: &Server, exports: &[Arc<Export>], device: Device, app: &App) -> Outcome<Device> {
+    let [export] = exports else {
+        return Err(Failure::usage("one image becomes one disk: several need several servers"));
+    };
+    let size = export.device.size();
+    if size % 512 > 0 {
+        let rest = size % 512;
+        app.warn(&format!("the kernel shows whole sectors only: the last {rest} bytes are out of reach"));
+    }
+    let setup = Setup::new(size, export.flags(HeaderStyle::Simple));
+    Ok(crate::cmd::nbd::show(server, export, 1, Some(device), &setup, app)?)
 }
 
 fn own_folders(plan: &Plan) -> Result<Vec<PathBuf>> {
@@ -84,7 +112,7 @@ fn tls(authentication: &Authentication) -> Result<Option<ServerTls>> {
 
 fn listeners(place: &Where) -> Result<Vec<Listener>> {
     match place {
-        Where::Stdio => Ok(vec![]),
+        Where::Stdio | Where::Kernel(_) => Ok(vec![]),
         Where::Unix { path, mode } => Ok(vec![Listener::unix(path, *mode)?]),
         Where::Tcp(addresses) => {
             let listeners: Result<Vec<_>> =
