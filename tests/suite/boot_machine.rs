@@ -135,16 +135,15 @@ mod inside {
         drop(done);
         timer.join().unwrap();
         let text = console.text.lock().clone();
-        println!("{text}\n{outcome:?}");
         (outcome, text)
     }
 
     /// The guest has found its disk, used it, and is gone.
     #[track_caller]
     fn assert_done(outcome: &Outcome, text: &str, cpus: u8) {
-        assert_eq!(outcome.ending, Ending::PowerOff);
+        assert_eq!(outcome.ending, Ending::PowerOff, "{text}");
         for wanted in [&format!("cpus={cpus} serial=vimg-0123")[..], "hello from the disk", "guest is done"] {
-            assert!(text.contains(wanted), "no '{wanted}'");
+            assert!(text.contains(wanted), "no '{wanted}' in {text}");
         }
         for unwanted in ["BUG", "WARNING", "Oops", "stall"] {
             assert!(!text.contains(unwanted), "{unwanted}");
