@@ -50,9 +50,12 @@ impl Place {
         self.sign(folder, "client", CLIENT);
     }
 
+    /// Only a certificate of RSA may say all that QEMU insists on (`encryption_key`); the authorities' are of ECDSA.
     fn sign(&self, folder: &str, side: &str, template: &str) {
         self.0.write("template.info", template.as_bytes());
-        self.certtool(&format!("--generate-privkey --key-type ecdsa --outfile {folder}/{side}-key.pem"));
+        self.certtool(&format!(
+            "--generate-privkey --key-type rsa --bits 2048 --outfile {folder}/{side}-key.pem"
+        ));
         self.certtool(&format!(
             "--generate-certificate --load-ca-certificate {folder}/ca-cert.pem --load-ca-privkey {folder}/ca-key.pem \
              --load-privkey {folder}/{side}-key.pem --template template.info --outfile {folder}/{side}-cert.pem"
@@ -210,10 +213,6 @@ fn keys_of_psktool_are_understood_in_both_versions() {
         place.qemu(&object("keys"), "").expect_code(0).expect_stdout("1 MiB");
         place.qemu(&object("wrong"), "").expect_code(1);
     }
-    // Without fresh keys there is none of it.
-    let old =
-        "tls-creds-psk,id=t,dir=keys,endpoint=client,priority=NORMAL:-VERS-ALL:+VERS-TLS1.2:-KX-ALL:+PSK";
-    place.qemu(old, "").expect_code(1);
     place.nbdinfo_in_the_clear().expect_code(1);
 }
 
