@@ -269,6 +269,9 @@ fn several_exports_are_listed() {
     assert_eq!(exports[1]["export-size"], 2 * MIB);
     assert!(read_by_nbdcopy(&dir, &server.uri_of("two")) == disk(2 * MIB));
     Cmd::new("nbdinfo").arg(server.uri_of("three")).run().expect_clean_failure();
+    let ours = dir.vimg_cmd("serve --output=json --list").arg(server.uri()).ok().json();
+    assert_eq!(ours["exports"][1]["name"], "two");
+    assert_eq!(ours["exports"][1]["size"], 2 * MIB);
 }
 
 #[test]

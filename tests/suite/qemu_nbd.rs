@@ -164,6 +164,19 @@ h.shutdown()
     }
 }
 
+/// The list of one and the same server, by both.
+#[test]
+fn lists() {
+    requires!(qemu10(), tool("qemu-nbd"));
+    let dir = Dir::new();
+    dir.sparse("a.raw", 1 << 20);
+    dir.sparse("b.raw", 1_000_003);
+    let server = Server::start(&dir, "-f raw -D both -A one=a.raw two=b.raw");
+    let [theirs, ours] = both(&dir).map(|cmd| cmd.words("-L -k").arg(&server.socket).ok());
+    assert_eq!(theirs.stdout, ours.stdout);
+    server.stop();
+}
+
 #[test]
 fn it_ends_with_its_only_client_unless_it_is_to_stay() {
     requires!(tool("nbdinfo"));

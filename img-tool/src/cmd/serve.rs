@@ -3,6 +3,7 @@
 mod background;
 mod disk;
 mod getopt;
+mod list;
 mod log;
 mod metrics;
 pub(crate) mod plan;
@@ -15,7 +16,7 @@ use std::time::Duration;
 use nbd_server::kernel::Device;
 
 use crate::app::App;
-use crate::cli::{ObjectArgs, SourceArgs};
+use crate::cli::{ObjectArgs, OutputFormat, SourceArgs};
 use crate::exit::{Exit, Failure, Outcome};
 
 pub(crate) use disk::temporary;
@@ -155,8 +156,14 @@ pub(crate) struct Args {
     /// Take this disk of this machine away, as 'vimg nbd detach' does
     #[arg(short, long, value_name = "/dev/nbdN", value_parser = crate::cmd::nbd::device, exclusive = true)]
     disconnect: Option<Device>,
+    /// List what another server offers, and serve nothing
+    #[arg(short = 'L', long, value_name = "URI", conflicts_with = "images")]
+    list: Option<String>,
+    /// With --list: human or json
+    #[arg(long, value_name = "OFMT", requires = "list")]
+    output: Option<String>,
     /// The image; or several as NAME=IMAGE
-    #[arg(required_unless_present = "disconnect", value_name = "IMAGE")]
+    #[arg(required_unless_present_any = ["disconnect", "list"], value_name = "IMAGE")]
     images: Vec<String>,
 }
 
@@ -164,6 +171,10 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     if let Some(device) = args.disconnect {
         crate::cmd::nbd::detach(device, false, app)?;
         return Ok(Exit::OK);
+    }
+    if let Some(uri) = &args.list {
+        let output = OutputFormat::parse(args.output.as_deref(), "serve", app)?;
+        return list::run(uri, output, &args.objects().secrets()?, app);
     }
     carry_out(&args.plan(app)?, app)
 }

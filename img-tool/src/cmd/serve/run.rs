@@ -41,6 +41,7 @@ pub(crate) fn run(plan: &Plan, app: &App) -> Outcome {
     };
     let mut server =
         Server::new(Config { exports: exports.clone(), tls, tls_policy, limits, once: plan.once, log })?;
+    let announce = plan.announce && !is_activated(plan);
     let listeners = listeners(&plan.place)?;
     let uris = uris(&listeners, &exports.iter().map(|export| export.name.as_str()).collect::<Vec<_>>());
     for listener in listeners {
@@ -58,13 +59,16 @@ pub(crate) fn run(plan: &Plan, app: &App) -> Outcome {
     let _pid = plan.pid_file.as_deref().map(PidFile::write).transpose()?;
     // The folders in which files have to be removed in the end.
     let folders = own_folders(plan)?;
-    if plan.announce && !matches!(plan.place, Where::Stdio) && !is_activated(plan) {
+    if announce && !matches!(plan.place, Where::Stdio) {
         app.note(&device.map_or(uris, |device| format!("{device}\n")));
     }
     if plan.fork {
         background::detach(app)?;
     }
-    app.confine_to_serving(&folders);
+    // Whoever has a device to take away in the end has to speak to the kernel.
+    if device.is_none() {
+        app.confine_to_serving(&folders);
+    }
     if let Where::Stdio = plan.place {
         server.serve(stdio()?)?;
     }
@@ -72,7 +76,8 @@ pub(crate) fn run(plan: &Plan, app: &App) -> Outcome {
     Ok(Exit::OK)
 }
 
-/// Whoever passes a socket knows where clients find it, and may be printing something of its own.
+/// Whoever passes a socket knows where clients find it, and may be printing something of its own. To be asked before
+/// the sockets are taken, for then nothing tells of them any more.
 fn is_activated(plan: &Plan) -> bool {
     matches!(plan.place, Where::Default) && std::env::var_os("LISTEN_FDS").is_some()
 }
