@@ -7,6 +7,7 @@ use image::Secrets;
 use image::secret::TlsKind;
 use image::spec::{Opening, Protocol, ProtocolRequest};
 use nbd_server::client::{self, NbdDevice, StartTls};
+use nbd_server::tls::psk;
 use nbd_server::uri::{self, ExportName, TlsParameters};
 use serde_json::{Map, Value};
 
@@ -88,7 +89,7 @@ pub(crate) fn tls_of(name: &ExportName, secrets: &Secrets) -> Result<Option<Arc<
         TlsKind::Psk => TlsParameters {
             kind: Some(uri::TlsKind::Psk),
             psk_file: Some(creds.dir.join("keys.psk")),
-            username: creds.username.clone(),
+            username: Some(creds.username.clone().unwrap_or_else(|| psk::QEMU_USERNAME.to_owned())),
             ..base
         },
     };

@@ -192,6 +192,7 @@ fn uri(name: &str) -> Result<ExportName> {
     let rest = rest.split_once('#').map_or(rest, |(rest, _)| rest);
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let (user, authority) = authority.rsplit_once('@').unwrap_or(("", authority));
     let (transport, tls) = split_scheme(scheme).ok_or_else(|| {
         invalid()
             .hint("names of exports begin with nbd://, nbds://, nbd+unix://, nbds+unix:// or nbd+vsock://")
@@ -207,6 +208,9 @@ fn uri(name: &str) -> Result<ExportName> {
     }
     let mut target = ExportName::new(address, export_name(decode(path)?)?);
     target.tls = tls.then(|| query.tls()).transpose()?;
+    if let Some(tls) = target.tls.as_mut().filter(|tls| tls.username.is_none() && !user.is_empty()) {
+        tls.username = Some(decode(user)?);
+    }
     if let (false, Some(parameter)) = (tls, query.tls_parameter()) {
         return Err(invalid().hint(format!("'{parameter}' is for TLS: the name begins with nbds then")));
     }
@@ -240,9 +244,8 @@ fn split_scheme(scheme: &str) -> Option<(Transport, bool)> {
     Some((transport, tls))
 }
 
-/// `HOST`, `HOST:PORT`, `[V6]:PORT`, with a user's name in front that means nothing here.
-fn tcp_address(authority: &str) -> Result<Address> {
-    let place = authority.rsplit_once('@').map_or(authority, |(_, place)| place);
+/// `HOST`, `HOST:PORT`, `[V6]:PORT`.
+fn tcp_address(place: &str) -> Result<Address> {
     let (host, port) = match place.strip_prefix('[') {
         Some(rest) => {
             let (host, port) = rest.split_once(']').ok_or_else(invalid)?;
@@ -641,6 +644,12 @@ mod tests {
             ExportName::parse("nbds+unix:///?tls-psk-file=/k&socket=/s&tls-username=u").unwrap().tls.unwrap();
         assert!(psk.is_psk());
         assert_eq!(psk.username.as_deref(), Some("u"));
+        // The user whose key it is, as libnbd has it in its URIs.
+        for name in ["nbds://a%20b@h:1/e?tls-psk-file=/k", "nbds+unix://a%20b@/?tls-psk-file=/k&socket=/s"] {
+            let psk = ExportName::parse(name).unwrap().tls.unwrap();
+            assert_eq!(psk.username.as_deref(), Some("a b"), "{name}");
+        }
+        assert_eq!(ExportName::parse("nbd://user@h").unwrap().tls, None);
     }
 
     #[test]
