@@ -340,7 +340,9 @@ impl<'a> Connection<'a> {
         scope: &'scope Scope<'scope, '_>,
         batch: &mut Batch,
     ) -> io::Result<Lead> {
+        let synced = self.export.options.write_through && matches!(job.action, Ok(Action::Write { .. }));
         let (kept, quiet) = match job.weight() {
+            _ if synced => (false, false),
             execute::Weight::Nothing => (true, false),
             execute::Weight::Small => (!self.is_slow(), false),
             execute::Weight::Large => (false, self.is_brisk() || (!self.is_slow() && !input.has_request())),
