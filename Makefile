@@ -27,7 +27,7 @@ help: ## this list
 build: ## the vimg binary, optimised
 	$(BUILD)
 
-demo: ## sixty seconds with a real disk image
+demo: ## a tour with a real disk image, in the end booted
 	@bash scripts/deps.sh demo
 	$(BUILD)
 	@bash scripts/demo.sh $(VIMG)

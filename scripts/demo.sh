@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The sixty-second tour: builds a disk image with a real file system on the spot, takes it through
+# The tour: builds a disk image with a real file system on the spot, takes it through
 # raw -> qcow2 -> compressed qcow2 -> raw, and through the formats of other hypervisors, with vimg, and checks and compares every step, with vimg
-# itself and, where it is installed, with qemu-img as an independent judge.
+# itself and, where it is installed, with qemu-img as an independent judge; serves it over NBD; and boots a Debian that came as a vmdk.
 #
 #   scripts/demo.sh [PATH/TO/vimg]
 set -eu
@@ -11,6 +11,7 @@ cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin:/sbin" LC_ALL=C
 vimg=$(realpath "${1:-target/release/vimg}")
 work=target/demo
+scripts=$PWD/scripts
 fs_mib=640
 
 if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' off=$'\e[0m'; else bold='' dim='' green='' off=''; fi
@@ -225,6 +226,30 @@ if [ -e served.raw ]; then
     "$vimg" checksum small.qcow2 served.raw | sed 's/^/    /'
     rm -f served.raw
 fi
+
+say "10. Booted"
+# A Debian made on the spot, as the other hypervisor might have left it: a vmdk.
+guests=../guests
+if bash "$scripts/guest-image.sh" "$guests" 2>guest.log; then
+    run "$vimg" convert -f raw -O vmdk "$guests/debian.raw" server.vmdk
+    run "$vimg" convert -O qcow2 server.vmdk server.qcow2
+    if "$vimg" doctor >doctor.log; then
+        "$vimg" checksum server.qcow2 >before.sum
+        printf '  $ vimg bootcheck server.qcow2\n'
+        "$vimg" bootcheck --timeout 600 server.qcow2 2>bootcheck.log | sed 's/^/    /' || {
+            cat bootcheck.log
+            printf 'demo: the guest did not boot\n' >&2
+            exit 1
+        }
+        run "$vimg" checksum -c before.sum
+    else
+        printf '    (nothing here can boot it: %s)\n' "$(tail -1 doctor.log)"
+    fi
+    rm -f server.vmdk doctor.log bootcheck.log before.sum
+else
+    printf '    (no guest to boot: %s)\n' "$(tail -1 guest.log)"
+fi
+rm -f guest.log
 
 say "What vimg says of the compressed image"
 "$vimg" info small.qcow2 | sed 's/^/  /'
