@@ -41,7 +41,10 @@ apt() {
 }
 echo "samples: fetching the source package of qemu for its sample images"
 apt update || give_up "apt has no lists of source packages"
-(cd "$work" && apt source --download-only --only-source qemu) || give_up "apt could not fetch the source package of qemu"
+# The newest version that the sources have or, where that cannot be had, the one of this release.
+release=$(. /etc/os-release 2>/dev/null && echo "${VERSION_CODENAME:-}")
+(cd "$work" && { apt source --download-only --only-source qemu || apt source --download-only --only-source "qemu/$release"; }) ||
+    give_up "apt could not fetch the source package of qemu"
 
 archive=$(find "$work" -maxdepth 1 -name 'qemu_*.orig.tar.xz' | head -1)
 [ -n "$archive" ] || give_up "the source package of qemu has another form than expected"
