@@ -239,9 +239,7 @@ impl Connection<'_> {
 
     /// A read that is sent in pieces.
     fn read_large(&self, request: &Request, range: Range, one_chunk: bool) -> io::Result<()> {
-        let begun = Instant::now();
         if self.read_in_place(request, range)? {
-            self.took(begun, range.len);
             self.count(request, range.len, None);
             return Ok(());
         }
@@ -259,7 +257,6 @@ impl Connection<'_> {
         } else {
             self.read_in_chunks(request, range, piece)
         };
-        self.took(begun, range.len);
         match sent? {
             Ok(()) => self.count(request, range.len, None),
             Err((refusal, place)) => {
@@ -322,7 +319,7 @@ impl Connection<'_> {
             // Small holes are not worth a chunk: a piece goes over them, up to a hole that is.
             let len = self.data_run(&mut walker, offset, left.min(piece.len() as u64), extent.len);
             let now = block::num::to_usize(len);
-            if let Err(error) = device.read_at(&mut piece[..now], offset) {
+            if let Err(error) = self.timed_read(&mut piece[..now], offset) {
                 return Ok(Err((refusal(&error), Some(offset))));
             }
             replies.data(offset, now, len == left, &mut header);
@@ -357,7 +354,7 @@ impl Connection<'_> {
             let mut at = 0;
             for buffer in &mut buffers {
                 let now = (len - at).min(BUFFER_BYTES);
-                if let Err(error) = device.read_at(&mut buffer[..now], range.offset + at as u64) {
+                if let Err(error) = self.timed_read(&mut buffer[..now], range.offset + at as u64) {
                     return Ok(Err((refusal(&error), None)));
                 }
                 at += now;
@@ -384,6 +381,14 @@ impl Connection<'_> {
         }
     }
 
+    /// Reads, and remembers how long that took: the disk's time, not the time that the client takes to receive.
+    fn timed_read(&self, buf: &mut [u8], offset: u64) -> block::Result<()> {
+        let begun = Instant::now();
+        let read = self.export.device.read_at(buf, offset);
+        self.took(begun, buf.len() as u64);
+        read
+    }
+
     /// Reads a range piece by piece.
     fn each_piece(
         &self,
@@ -394,7 +399,7 @@ impl Connection<'_> {
         let mut at = 0;
         while at < range.len {
             let now = block::num::to_usize((range.len - at).min(piece.len() as u64));
-            if let Err(error) = self.export.device.read_at(&mut piece[..now], range.offset + at) {
+            if let Err(error) = self.timed_read(&mut piece[..now], range.offset + at) {
                 return Ok(Err((refusal(&error), None)));
             }
             each(&piece[..now])?;

@@ -11,6 +11,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use block::extent::Extent;
 use block::{BlockDevice, Storage, Stored};
@@ -127,7 +128,10 @@ impl Connection<'_> {
         let Some(file) = storage.as_fd() else { return Ok(false) };
         let Some(pipe) = self.pipes.take() else { return Ok(false) };
         let bytes = block::num::to_usize(len);
-        if !pipe.load(file, place, bytes) {
+        let begun = Instant::now();
+        let loaded = pipe.load(file, place, bytes);
+        self.took(begun, len);
+        if !loaded {
             self.pipes.forget();
             return Ok(false);
         }
