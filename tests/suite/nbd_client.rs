@@ -220,7 +220,7 @@ fn errors_of_the_server_are_errors_here() {
     disk(&dir, "a.raw");
     for (socket, words, says) in [
         ("1", "--filter=error file a.raw error-pread=EIO error-pread-rate=100%", "Input/output error"),
-        ("2", "--filter=error file a.raw error-pread=ENOMEM error-pread-rate=30%", "Cannot allocate memory"),
+        ("2", "--filter=error file a.raw error-pread=ENOMEM error-pread-rate=100%", "Cannot allocate memory"),
         (
             "3",
             "--filter=error file a.raw error-extents=EIO error-extents-rate=100%",
