@@ -18,7 +18,7 @@ impl Observer for Terminal {
         let _ = std::io::stdout().flush();
     }
 
-    fn firmware_log(&self, bytes: &[u8]) {
+    fn firmware_log(&self, bytes: &[u8], _at: Instant) {
         let _ = std::io::stderr().write_all(bytes);
     }
 

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use block::{BlockDevice, LayerExtent, Limits, Preallocation, Result, Storage, ZeroMode};
 
-use crate::engine::DiskActivity;
+use crate::engine::{DiskActivity, ReadWatch};
 
 /// Bytes of a sector.
 const SECTOR: u64 = 512;
@@ -16,12 +16,19 @@ const SECTOR: u64 = 512;
 pub struct Counted {
     device: Arc<dyn BlockDevice>,
     activity: Mutex<DiskActivity>,
+    reads: Option<ReadWatch>,
 }
 
 impl Counted {
     /// Counts from 0.
     pub fn new(device: Arc<dyn BlockDevice>) -> Self {
-        Self { device, activity: Mutex::default() }
+        Self { device, activity: Mutex::default(), reads: None }
+    }
+
+    /// The same, with somebody who is told of every read.
+    #[must_use]
+    pub fn watched_by(self, reads: ReadWatch) -> Self {
+        Self { reads: Some(reads), ..self }
     }
 
     /// What has been counted.
@@ -74,8 +81,11 @@ impl BlockDevice for Counted {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let result = self.device.read_at(buf, offset);
         let len = buf.len() as u64;
+        if let Some(reads) = &self.reads {
+            reads.tell(offset / SECTOR, len.div_ceil(SECTOR));
+        }
+        let result = self.device.read_at(buf, offset);
         self.count("read", &result, |activity| {
             activity.reads += 1;
             activity.read_bytes = activity.read_bytes.saturating_add(len);
@@ -155,5 +165,24 @@ mod tests {
         assert!(seen.first_error.unwrap().starts_with("read: request for 1024 bytes"));
         disk.reset();
         assert_eq!(disk.activity(), DiskActivity::default());
+    }
+
+    #[test]
+    fn reads_are_told_to_the_observer() {
+        #[derive(Default)]
+        struct Reads(Mutex<Vec<(usize, u64, u64)>>);
+        impl crate::engine::Observer for Reads {
+            fn console(&self, _bytes: &[u8], _at: std::time::Instant) {}
+            fn disk_read(&self, disk: usize, sector: u64, sectors: u64, _at: std::time::Instant) {
+                self.0.lock().push((disk, sector, sectors));
+            }
+        }
+        let storage = Arc::new(MemStorage::from_bytes(vec![0; 8192]));
+        let seen = Arc::new(Reads::default());
+        let disk = Counted::new(Arc::new(Raw::open(storage, RawOptions::default()).unwrap()))
+            .watched_by(ReadWatch::new(Arc::clone(&seen) as _, 3));
+        disk.read_at(&mut [0; 1024], 512).unwrap();
+        disk.read_at(&mut [0; 100], 4096).unwrap();
+        assert_eq!(*seen.0.lock(), [(3, 1, 2), (3, 8, 1)]);
     }
 }

@@ -46,7 +46,7 @@ pub enum Boot {
     Firmware {
         /// The firmware's code.
         code: Arc<[u8]>,
-        /// Its variable store (UEFI).
+        /// Its variable store (UEFI): flash below the code, of which the guest gets a copy.
         vars: Option<Arc<[u8]>>,
     },
 }
@@ -142,6 +142,10 @@ pub struct Outcome {
     pub disks: Vec<DiskActivity>,
     /// From the call of `run` to the first instruction of the guest.
     pub startup: Duration,
+    /// The last text on the screen, as [`Observer::screen`] has it; empty where the engine shows none.
+    pub screen: Vec<String>,
+    /// The variable store of a UEFI firmware as the guest has left it, as long as the one it began with.
+    pub vars: Option<Vec<u8>>,
 }
 
 /// Is told what the guest does, from the engine's threads; must return quickly.
@@ -152,9 +156,44 @@ pub trait Observer: Send + Sync {
     fn started(&self, at: Instant) {
         let _ = at;
     }
-    /// The firmware has written these bytes to its log.
-    fn firmware_log(&self, bytes: &[u8]) {
-        let _ = bytes;
+    /// The firmware has written these bytes to its log at `at`.
+    fn firmware_log(&self, bytes: &[u8], at: Instant) {
+        let _ = (bytes, at);
+    }
+    /// The text on the screen has changed: its rows from the top (80 by 25 characters), without the blanks at the end
+    /// of a row and without the empty rows at the end. Called at most about four times a second.
+    fn screen(&self, rows: &[String], at: Instant) {
+        let _ = (rows, at);
+    }
+    /// The guest reads `sectors` sectors of 512 bytes of disk `disk` (as counted in [`MachineSpec::disks`]) from
+    /// `sector`. Called before each read, by the thread that serves it.
+    fn disk_read(&self, disk: usize, sector: u64, sectors: u64, at: Instant) {
+        let _ = (disk, sector, sectors, at);
+    }
+}
+
+/// Tells an observer of what is read from one disk.
+#[derive(Clone)]
+pub struct ReadWatch {
+    observer: Arc<dyn Observer>,
+    disk: usize,
+}
+
+impl ReadWatch {
+    /// For the disk with this place in [`MachineSpec::disks`].
+    pub fn new(observer: Arc<dyn Observer>, disk: usize) -> Self {
+        Self { observer, disk }
+    }
+
+    /// `sectors` sectors from `sector` are read now.
+    pub fn tell(&self, sector: u64, sectors: u64) {
+        self.observer.disk_read(self.disk, sector, sectors, Instant::now());
+    }
+}
+
+impl Debug for ReadWatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ReadWatch({})", self.disk)
     }
 }
 

@@ -6,6 +6,7 @@ mod loader;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 pub(crate) use fwcfg::{DMA_PORT, DMA_PORTS, FwCfg, FwCfgDma, PORT, PORTS};
 
@@ -57,6 +58,6 @@ impl Registers for Log {
     }
 
     fn write(&self, _offset: u64, data: &[u8]) {
-        self.0.firmware_log(data);
+        self.0.firmware_log(data, Instant::now());
     }
 }

@@ -210,6 +210,8 @@ impl Machine {
             cpus,
             disks: self.blks.iter().map(|blk| blk.activity()).collect(),
             startup: Duration::from_nanos(startup.load(Ordering::Acquire)),
+            screen: vec![],
+            vars: None,
         })
     }
 }

@@ -288,6 +288,8 @@ mod tests {
             cpus: vec![],
             disks: vec![DiskActivity { reads: 1, read_bytes: 4096, ..DiskActivity::default() }],
             startup: Duration::ZERO,
+            screen: vec![],
+            vars: None,
         }
     }
 

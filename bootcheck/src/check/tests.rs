@@ -74,6 +74,8 @@ impl Runnable for Guest {
             cpus: vec![],
             disks: vec![DiskActivity { reads: 1, read_bytes: 4096, ..DiskActivity::default() }],
             startup: self.started.elapsed(),
+            screen: vec![],
+            vars: None,
         };
         for step in &self.steps {
             if self.remote.stopped.load(Ordering::SeqCst) {

@@ -7,7 +7,7 @@ use block::{Error, Result};
 
 use crate::acpi::{self, MmioDevice};
 use crate::bus::{Bus, Registers};
-use crate::engine::{Boot, Disk, MachineSpec, Observer, Transport};
+use crate::engine::{Boot, Disk, MachineSpec, Observer, ReadWatch, Transport};
 use crate::firmware::{self, FwCfgDma, Log};
 use crate::memory::{
     ECAM_LEN, ECAM_START, GuestRam, MMIO_START, MMIO_STEP, PCI_END, PCI_HIGH_END, PCI_HIGH_START, PCI_START,
@@ -67,8 +67,11 @@ impl Plan<'_> {
         let mut buses = Buses::default();
         self.platform(&mut buses.ports, &serial);
         let queues = u16::from(self.spec.cpus.min(MAX_QUEUES));
-        let blks: Vec<_> =
-            self.spec.disks.iter().map(|d: &Disk| Arc::new(Blk::new(d.clone(), queues))).collect();
+        let blk = |(number, disk): (usize, &Disk)| {
+            let reads = ReadWatch::new(Arc::clone(&observer), number);
+            Arc::new(Blk::new(disk.clone(), queues).watched_by(reads))
+        };
+        let blks: Vec<_> = self.spec.disks.iter().enumerate().map(blk).collect();
         let mut devices: Vec<Arc<dyn Device>> = blks.iter().map(|b| Arc::clone(b) as _).collect();
         devices.push(Arc::new(Rng));
         let mut built = Devices {

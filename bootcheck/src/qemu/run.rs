@@ -215,7 +215,7 @@ impl Runnable for Machine {
             Ending::EngineDied { reason } if reason.is_empty() => Ending::EngineDied { reason: ended },
             ending => ending,
         };
-        Ok(Outcome { ending, cpus, disks, startup })
+        Ok(Outcome { ending, cpus, disks, startup, screen: vec![], vars: None })
     }
 }
 

@@ -45,6 +45,8 @@ fn booted() -> Report {
                 ..DiskActivity::default()
             }],
             startup: Duration::from_millis(12),
+            screen: vec![],
+            vars: None,
         }),
         elapsed: Duration::from_millis(2400),
         ..Report::new("a.qcow2")

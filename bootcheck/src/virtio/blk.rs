@@ -11,7 +11,7 @@ use block::{BlockDevice, Error, Result, ZeroMode};
 use parking_lot::Mutex;
 
 use super::{Chain, Device, RingError, RingResult};
-use crate::engine::{Disk, DiskActivity};
+use crate::engine::{Disk, DiskActivity, ReadWatch};
 use crate::memory::GuestRam;
 use request::{Kind, Range, Request, SECTOR};
 
@@ -56,6 +56,7 @@ pub struct Blk {
     /// The driver's word on the write cache: 1 unless it has said otherwise.
     writeback: AtomicU64,
     activity: Mutex<DiskActivity>,
+    reads: Option<ReadWatch>,
 }
 
 impl Blk {
@@ -74,7 +75,14 @@ impl Blk {
             features: AtomicU64::new(0),
             writeback: AtomicU64::new(1),
             activity: Mutex::default(),
+            reads: None,
         }
+    }
+
+    /// The same device, with somebody who is told of every read.
+    #[must_use]
+    pub fn watched_by(self, reads: ReadWatch) -> Self {
+        Self { reads: Some(reads), ..self }
     }
 
     /// What the disk has seen so far.
@@ -129,6 +137,9 @@ impl Blk {
 
     fn read(&self, request: &Request<'_>, ram: &GuestRam, buffer: &mut Vec<u8>) -> Result<Answer> {
         let range = self.range(request.sector, request.data_len)?;
+        if let Some(reads) = &self.reads {
+            reads.tell(request.sector, range.len / SECTOR);
+        }
         let mut target = request.data_in();
         for (offset, len) in chunks(&range) {
             buffer.resize(CHUNK, 0);
