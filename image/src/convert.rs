@@ -61,6 +61,8 @@ use crate::target::{Placement, check_space};
 pub struct ConvertRequest {
     /// The opened sources, one after the other on the new disk.
     pub sources: Vec<Arc<Layer>>,
+    /// What is read instead of what `sources` show: an overlay over the (single) source, in which something was changed.
+    pub disk: Option<Arc<dyn BlockDevice>>,
     /// The part of the (single) source that is wanted, as offset and length in bytes; `None`: all of it.
     pub window: Option<(u64, u64)>,
     /// How messages call what failed.
@@ -146,6 +148,7 @@ impl ConvertRequest {
     pub fn new(sources: Vec<Arc<Layer>>, target: Target) -> Self {
         Self {
             sources,
+            disk: None,
             window: None,
             words: Words::Convert,
             target,
@@ -204,6 +207,9 @@ impl ConvertRequest {
 
     /// The disk that is copied.
     fn source(&self) -> Result<Source> {
+        if let Some(disk) = &self.disk {
+            return Source::new([Arc::clone(disk)]);
+        }
         match (self.window, &self.sources[..]) {
             (Some((offset, len)), [source]) => Source::window(source.device(), offset, len),
             _ => Source::new(self.sources.iter().map(|source| source.device())),

@@ -21,3 +21,4 @@
 pub mod guest;
 pub mod inspect;
 pub mod plan;
+pub mod report;
