@@ -24,6 +24,7 @@ mod encrypt;
 mod faults;
 mod foreign;
 mod guestdisk_boot;
+mod guestdisk_firmware;
 mod guestdisk_fs;
 mod guestdisk_partition;
 mod hostile;

@@ -17,6 +17,7 @@ mod bls;
 mod config;
 mod discover;
 mod files;
+pub mod firmware;
 mod grub;
 mod uki;
 mod version;
