@@ -17,6 +17,8 @@ pub struct Guest {
     pub description: Option<String>,
     /// The guest system in the words of the source (`debian12-64`, `Debian_64`, OVF's number).
     pub os_hint: Option<String>,
+    /// The processor's family in libvirt's words (`x86_64`, `i686`, `aarch64`).
+    pub architecture: Option<String>,
     /// Memory in bytes.
     pub memory_bytes: Option<u64>,
     /// Processors.
@@ -182,6 +184,25 @@ pub struct Disk {
     pub read_only: bool,
     /// Its serial number.
     pub serial: Option<String>,
+    /// Its size in bytes, if the source says it (OVF does): what the image should have.
+    pub capacity_bytes: Option<u64>,
+}
+
+impl Disk {
+    /// A disk of which nothing else is known.
+    pub fn new(id: impl Into<String>, image: DiskImage) -> Self {
+        Self {
+            id: id.into(),
+            bus: None,
+            controller: None,
+            guest_name: None,
+            image,
+            boot_order: None,
+            read_only: false,
+            serial: None,
+            capacity_bytes: None,
+        }
+    }
 }
 
 /// Where the bytes of a disk are.
