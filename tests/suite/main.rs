@@ -29,6 +29,7 @@ mod guestdisk_fs;
 mod guestdisk_partition;
 mod hostile;
 mod info;
+mod inspect;
 mod locks;
 mod luks;
 mod map;

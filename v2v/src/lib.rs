@@ -20,5 +20,7 @@
 
 pub mod guest;
 pub mod inspect;
+pub mod names;
 pub mod plan;
 pub mod report;
+pub mod view;

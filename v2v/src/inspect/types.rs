@@ -1,9 +1,9 @@
-//! What is on the disks of a guest, read-only: systems, kernels and their drivers, boot loaders, names in use.
+//! What an inspection finds.
 
 use std::path::PathBuf;
 
 use guestdisk::Location;
-use guestdisk::boot::{BootFile, Loader};
+use guestdisk::boot::{BootFile, Entry, Loader};
 
 use crate::guest::FirmwareKind;
 
@@ -27,7 +27,8 @@ pub struct System {
     pub root: usize,
     /// Where that is.
     pub location: Location,
-    /// The folder within the volume that is its root: empty, or a subvolume of btrfs (`@`, `root`).
+    /// The folder within the volume that is its root: empty, or a subvolume of btrfs (`@`, `root`), as
+    /// [`guestdisk::Volume::file_system`] has it; where it is not there, as [`guestdisk::fs::FileSystem::open_top`] has it.
     pub subvolume: PathBuf,
     /// Linux, Windows, something else.
     pub kind: SystemKind,
@@ -51,6 +52,8 @@ pub struct System {
     pub mounts: Vec<Mount>,
     /// The kernels: all that the boot loader offers, and those that lie around besides.
     pub kernels: Vec<Kernel>,
+    /// What the boot loaders offer that starts this system, in the order of the menus.
+    pub entries: Vec<Entry>,
     /// Boot loaders' configuration files that name devices or kernels.
     pub loaders: Vec<LoaderConfig>,
     /// The EFI system partition (index of the volume).
@@ -67,6 +70,37 @@ pub struct System {
     pub device_names: Vec<DeviceName>,
     /// What stands in the way of KVM.
     pub obstacles: Vec<Obstacle>,
+}
+
+impl Default for System {
+    /// A Linux of which nothing is known, on the first disk as a whole.
+    fn default() -> Self {
+        Self {
+            root: 0,
+            location: Location::Whole { disk: 0 },
+            subvolume: PathBuf::new(),
+            kind: SystemKind::Linux,
+            distribution: String::new(),
+            like: vec![],
+            version: String::new(),
+            product: String::new(),
+            architecture: String::new(),
+            host_name: String::new(),
+            packages: String::new(),
+            init: Init::Unknown,
+            mounts: vec![],
+            kernels: vec![],
+            entries: vec![],
+            loaders: vec![],
+            esp: None,
+            fallback_loader: None,
+            tools: vec![],
+            interfaces: vec![],
+            selinux: false,
+            device_names: vec![],
+            obstacles: vec![],
+        }
+    }
 }
 
 /// The family of an operating system.
@@ -105,8 +139,20 @@ pub enum Init {
     Unknown,
 }
 
+impl Init {
+    /// Its name in documents.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Systemd => "systemd",
+            Self::SysV => "sysv",
+            Self::OpenRc => "openrc",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// A line of fstab.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mount {
     /// What is mounted, as fstab names it.
     pub spec: String,
@@ -123,7 +169,7 @@ pub struct Mount {
 }
 
 /// A kernel.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Kernel {
     /// Its release (`6.1.0-30-amd64`).
     pub release: String,
@@ -131,7 +177,7 @@ pub struct Kernel {
     pub image: Option<BootFile>,
     /// The images of its initramfs, in the order in which they are loaded.
     pub initrds: Vec<BootFile>,
-    /// Its folder of modules within the root file system (`/usr/lib/modules/6.1.0-30-amd64`).
+    /// Its folder of modules as the guest sees it, without symbolic links (`/usr/lib/modules/6.1.0-30-amd64`).
     pub modules: Option<PathBuf>,
     /// Ids of the boot entries that start it.
     pub entries: Vec<String>,
@@ -141,7 +187,8 @@ pub struct Kernel {
     pub unified: bool,
     /// What its initramfs is; `None` if there is none or it cannot be read (then an obstacle says why).
     pub initramfs: Option<Initramfs>,
-    /// Where the drivers are that matter on KVM.
+    /// Where the drivers are that matter; empty if neither the list of what is built in nor modules were found, so that
+    /// nothing can be said.
     pub drivers: Vec<Driver>,
 }
 
@@ -165,6 +212,20 @@ pub struct Initramfs {
     pub module_suffix: String,
     /// `lib` is a link to `usr/lib`.
     pub merged_usr: bool,
+    /// Small configuration files in it (`conf/conf.d/resume`, `etc/cmdline.d/*.conf`, `etc/crypttab`): what it does
+    /// with devices whatever the command line says.
+    pub files: Vec<InitramfsFile>,
+}
+
+/// A small configuration file in an initramfs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InitramfsFile {
+    /// Its path without a leading slash.
+    pub path: String,
+    /// Type and permissions, as `st_mode` has them.
+    pub mode: u32,
+    /// Its contents.
+    pub bytes: Vec<u8>,
 }
 
 /// A driver and where it is.
@@ -211,7 +272,7 @@ pub struct LoaderConfig {
 }
 
 /// Guest tools of another hypervisor.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tools {
     /// `open-vm-tools`, `vmware-tools`, `virtualbox-guest-additions`, `xe-guest-utilities`, `hyperv-daemons`, `parallels-tools`.
     pub name: String,
@@ -220,7 +281,7 @@ pub struct Tools {
 }
 
 /// A network interface that the guest's configuration names.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Interface {
     /// The name (`ens33`, `eth0`).
     pub name: String,
@@ -233,11 +294,13 @@ pub struct Interface {
 }
 
 /// A name of a device in a configuration file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeviceName {
-    /// The file within the root file system.
+    /// The file as the guest sees it.
     pub file: PathBuf,
-    /// Line, from 1.
+    /// The file within that file, which is an initramfs; empty if it is a file of its own.
+    pub member: String,
+    /// Line, from 1; 0 if the file has no lines.
     pub line: usize,
     /// The name (`/dev/sda1`).
     pub name: String,

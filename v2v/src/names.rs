@@ -1,0 +1,164 @@
+//! Which volume a guest means by a name of a device.
+//!
+//! Names that come from what lies on the disks (`UUID=`, `/dev/vg/lv`) are looked up there. Names that the kernel gave in
+//! the order in which it found disks (`/dev/sda1`, `/dev/xvda2`, `/dev/cciss/c0d0p1`) mean a position: that of the disk
+//! among those of its kind, or what the source's description calls the disk.
+
+use guestdisk::{Disks, Location};
+
+/// Device names of kernels for whole disks, with what they say about the number of the disk.
+const FAMILIES: [&str; 6] = ["sd", "hd", "vd", "xvd", "ubd", "dasd"];
+
+/// Names of disks as a guest knows them, and the volumes on them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DiskNames {
+    /// What the source calls the disks in the guest, without `/dev/` (`sda`, `xvda2`, `nvme0n1`), in the order of
+    /// [`Disks::disks`]; `None` or missing where it does not say.
+    pub names: Vec<Option<String>>,
+}
+
+impl DiskNames {
+    /// The index of the volume that a guest means by `name`, as it stands in fstab, on a kernel's command line or in a
+    /// boot loader's configuration. `None` if there is no such volume, or if the name does not tell.
+    pub fn find(&self, disks: &Disks, name: &str) -> Option<usize> {
+        let name = name.trim().trim_matches('"');
+        if let Some(device) = name.strip_prefix("/dev/")
+            && let Some(location) = self.by_source(device)
+        {
+            return index_at(disks, &location);
+        }
+        if let Ok(volume) = disks.find(name) {
+            return index_of(disks, volume);
+        }
+        let device = name.strip_prefix("/dev/")?;
+        let location = position(device).or_else(|| by_link(disks, device))?;
+        index_at(disks, &location)
+    }
+
+    /// By what the source calls its disks. The longest name counts: `xvda1` may be a disk beside `xvda`.
+    fn by_source(&self, device: &str) -> Option<Location> {
+        let known = self.names.iter().enumerate().filter_map(|(disk, name)| Some((disk, name.as_deref()?)));
+        let fitting = known.filter(|(_, name)| !name.is_empty() && device.starts_with(name));
+        let (disk, name) = fitting.max_by_key(|(_, name)| name.len())?;
+        let rest = &device[name.len()..];
+        if rest.is_empty() {
+            return Some(Location::Whole { disk });
+        }
+        let digit = name.ends_with(|last: char| last.is_ascii_digit());
+        let number = if digit { rest.strip_prefix('p')? } else { rest };
+        Some(Location::Partition { disk, number: number.parse().ok()? })
+    }
+}
+
+/// The index of a volume of [`Disks::volumes`].
+fn index_of(disks: &Disks, wanted: &guestdisk::Volume) -> Option<usize> {
+    disks.volumes().iter().position(|volume| std::ptr::eq(volume, wanted))
+}
+
+/// The index of what lies at this place.
+pub fn index_at(disks: &Disks, location: &Location) -> Option<usize> {
+    disks.volumes().iter().position(|volume| volume.location == *location)
+}
+
+/// Names that count disks in ways [`Disks::find`] does not know: RAID controllers of old servers.
+fn position(device: &str) -> Option<Location> {
+    for family in ["cciss/c", "ida/c", "cciss!c", "ida!c"] {
+        if let Some(rest) = device.strip_prefix(family) {
+            let (_, rest) = rest.split_once('d')?;
+            let (disk, number) = rest.split_once('p').unwrap_or((rest, ""));
+            return place(disk.parse().ok()?, number);
+        }
+    }
+    None
+}
+
+/// Links that name a disk by its serial number or its place in the machine, neither of which is on the disk: clear only
+/// where there is one disk.
+fn by_link(disks: &Disks, device: &str) -> Option<Location> {
+    let link = ["disk/by-id/", "disk/by-path/"].into_iter().find_map(|folder| device.strip_prefix(folder))?;
+    if disks.disks().len() != 1 || ["dm-", "md-", "lvm-"].iter().any(|other| link.starts_with(other)) {
+        return None;
+    }
+    let number = link.rsplit_once("-part").map_or("", |(_, number)| number);
+    place(0, number)
+}
+
+fn place(disk: usize, number: &str) -> Option<Location> {
+    match number {
+        "" => Some(Location::Whole { disk }),
+        _ => Some(Location::Partition { disk, number: number.parse().ok()? }),
+    }
+}
+
+/// Whether a path below `/dev` is a name that kernels give in the order in which they find disks, so that another
+/// controller gives another name.
+pub fn is_unstable(name: &str) -> bool {
+    let Some(device) = name.strip_prefix("/dev/") else { return false };
+    if device.starts_with("disk/by-id/") || device.starts_with("disk/by-path/") {
+        return true;
+    }
+    if ["nvme", "mmcblk", "cciss/", "cciss!", "ida/", "ida!"].iter().any(|family| device.starts_with(family))
+    {
+        return true;
+    }
+    let Some(rest) = FAMILIES.iter().find_map(|family| device.strip_prefix(family)) else { return false };
+    let digits = rest.trim_start_matches(|c: char| c.is_ascii_lowercase());
+    let letters = rest.len() - digits.len();
+    (1..=3).contains(&letters) && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> DiskNames {
+        DiskNames { names: names.iter().map(|name| Some((*name).to_owned())).collect() }
+    }
+
+    #[test]
+    fn what_the_source_calls_disks_comes_first() {
+        let names = names(&["sda", "nvme0n1", "xvda2"]);
+        let partition = |disk, number| Some(Location::Partition { disk, number });
+        assert_eq!(names.by_source("sda3"), partition(0, 3));
+        assert_eq!(names.by_source("nvme0n1p12"), partition(1, 12));
+        assert_eq!(names.by_source("nvme0n1"), Some(Location::Whole { disk: 1 }));
+        assert_eq!(names.by_source("xvda2"), Some(Location::Whole { disk: 2 }));
+        assert_eq!(names.by_source("xvda1"), None);
+        assert_eq!(names.by_source("sdab"), None);
+        assert_eq!(names.by_source("nvme0n12"), None);
+    }
+
+    #[test]
+    fn controllers_of_old_servers() {
+        assert_eq!(position("cciss/c0d1p2"), Some(Location::Partition { disk: 1, number: 2 }));
+        assert_eq!(position("cciss!c0d0"), Some(Location::Whole { disk: 0 }));
+        assert_eq!(position("cciss/c0"), None);
+    }
+
+    #[test]
+    fn names_that_change() {
+        for name in [
+            "/dev/sda",
+            "/dev/sdaa12",
+            "/dev/hdc1",
+            "/dev/xvda",
+            "/dev/nvme0n1p1",
+            "/dev/cciss/c0d0p1",
+            "/dev/vda3",
+            "/dev/disk/by-path/pci-0000:00:10.0-scsi-0:0:0:0-part1",
+        ] {
+            assert!(is_unstable(name), "{name}");
+        }
+        for name in [
+            "/dev/mapper/vg-root",
+            "/dev/vg/root",
+            "UUID=1",
+            "/dev/disk/by-uuid/1",
+            "/dev/sdX",
+            "/dev/sr0",
+            "sda1",
+        ] {
+            assert!(!is_unstable(name), "{name}");
+        }
+    }
+}
