@@ -51,6 +51,7 @@ mod samples;
 mod snapshot;
 mod stories;
 mod table;
+mod v2v_target;
 mod vdi;
 mod vhdx;
 mod vmdk;

@@ -1,6 +1,10 @@
 //! A virtual machine, as every source describes it and every target needs it.
 
+mod document;
+
 use std::path::PathBuf;
+
+pub use document::{document, from_document};
 
 /// A whole machine. What a source does not say is `None` or empty; sources do not invent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

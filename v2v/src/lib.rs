@@ -23,4 +23,5 @@ pub mod inspect;
 pub mod names;
 pub mod plan;
 pub mod report;
+pub mod target;
 pub mod view;

@@ -1,0 +1,28 @@
+#!/bin/sh
+# Starts old with QEMU. Options of QEMU can follow: -snapshot, -display none -serial mon:stdio.
+# QEMU=program  ACCEL=kvm|tcg  VIMG_BRIDGE=bridge (instead of QEMU's own network)  OVMF_CODE=file OVMF_VARS=file (firmware)
+set -eu
+cd -- "$(dirname -- "$0")"
+qemu=${QEMU:-qemu-system-x86_64}
+if [ -n "${ACCEL:-}" ]; then
+    accel=$ACCEL
+elif [ -r /dev/kvm ] && [ -w /dev/kvm ]; then
+    accel=kvm
+else
+    accel=tcg
+fi
+if [ "$accel" = kvm ]; then cpu=host; else cpu=max; fi
+if [ -n "${VIMG_BRIDGE:-}" ]; then net=bridge,br=$VIMG_BRIDGE; else net=user; fi
+exec "$qemu" \
+    -name guest=old \
+    -machine pc,accel="$accel" \
+    -cpu "$cpu" -smp 1 -m 2048M \
+    -rtc base=utc \
+    -drive if=none,id=disk0,format=qcow2,discard=unmap,file=/images/old.img \
+    -device ide-hd,bus=ide.0,unit=0,drive=disk0,bootindex=1 \
+    -nic none \
+    -device virtio-rng-pci \
+    -device virtio-balloon-pci \
+    -usb -device usb-tablet \
+    -vga std \
+    "$@"
