@@ -25,6 +25,8 @@ pub(crate) struct Machine {
     pub(crate) pci_pins: Vec<u32>,
     /// The virtio-mmio devices.
     pub(crate) mmio: Vec<MmioDevice>,
+    /// There is a screen.
+    pub(crate) vga: bool,
 }
 
 /// Tables laid out in memory one after the other.
@@ -102,7 +104,7 @@ fn build(start: u64, machine: &Machine) -> Vec<u8> {
     let facs = layout.add(&facs());
     let dsdt = layout.add(&dsdt::build(machine));
     let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
-    xsdt.add_entry(layout.add(&fadt(facs, dsdt)));
+    xsdt.add_entry(layout.add(&fadt(facs, dsdt, machine.vga)));
     xsdt.add_entry(layout.add(&madt(machine.cpus)));
     let mut mcfg = MCFG::new(OEM, TABLE, REVISION);
     mcfg.add_ecam(ECAM_START, 0, 0, 0);
@@ -123,11 +125,12 @@ fn facs() -> [u8; 64] {
 }
 
 /// Fixed ACPI description table (section 5.2.9).
-fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
+fn fadt(facs: u64, dsdt: u64, vga: bool) -> Vec<u8> {
     /// WBINVD works, the timer has 32 bits, there is a reset register; no power and sleep buttons.
     const FLAGS: u32 = 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 10;
-    /// Legacy devices; no VGA. (No keyboard controller is announced: there is no keyboard.)
-    const BOOT_ARCHITECTURE: u16 = 1 | 1 << 2;
+    /// Legacy devices. (No keyboard controller is announced: there is no keyboard.)
+    const LEGACY_DEVICES: u16 = 1;
+    const NO_VGA: u16 = 1 << 2;
     let port = |offset: u16| PM_BASE + offset;
     let address = |port: u16, bits: u8, access: u8| {
         let mut gas = [0; 12];
@@ -148,7 +151,7 @@ fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
     fadt.write_u16(96, 0xfff);
     fadt.write_u16(98, 0xfff);
     fadt.write_u8(108, 0x32);
-    fadt.write_u16(109, BOOT_ARCHITECTURE);
+    fadt.write_u16(109, LEGACY_DEVICES | if vga { 0 } else { NO_VGA });
     fadt.write_u32(112, FLAGS);
     fadt.write_bytes(116, &address(port(PM_RESET), 8, 1));
     fadt.write_u8(128, 1);
@@ -192,7 +195,7 @@ mod tests {
 
     fn tables() -> Vec<u8> {
         let mmio = vec![MmioDevice { address: 0xfeb0_0000, gsi: 5 }];
-        build(0xe_0000, &Machine { cpus: 3, pci_pins: vec![16, 17], mmio })
+        build(0xe_0000, &Machine { cpus: 3, pci_pins: vec![16, 17], mmio, vga: false })
     }
 
     fn u64_at(bytes: &[u8], at: usize) -> usize {
@@ -207,7 +210,7 @@ mod tests {
 
     #[test]
     fn tables_for_firmware_become_the_same_tables() {
-        let machine = Machine { cpus: 2, pci_pins: vec![16], mmio: vec![] };
+        let machine = Machine { cpus: 2, pci_pins: vec![16], mmio: vec![], vga: true };
         let (direct, mut moved) = (build(0xe_0000, &machine), relocatable(&machine));
         let patch = |bytes: &mut [u8], at: usize, len: usize| {
             let mut number = [0; 8];

@@ -92,6 +92,8 @@ impl Model {
             0xa => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
             0xb | 0x1f => self.topology(entry, id),
             0x8000_0008 => entry.ecx = (count - 1) & 0xff | self.core_bits() << 12,
+            // No encrypted memory: firmware that sees it reads registers that KVM does not have for every guest.
+            0x8000_001f => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
             0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (id, id & 0xff, 0),
             _ => {}
         }
@@ -251,12 +253,12 @@ mod tests {
 
     #[test]
     fn processors_know_their_number_and_their_neighbours() {
-        let entries: Vec<_> = [(1, 0), (0xb, 0), (0xb, 1), (0xb, 2), (4, 3)]
+        let entries: Vec<_> = [(1, 0), (0xb, 0), (0xb, 1), (0xb, 2), (4, 3), (0x8000_001f, 0)]
             .map(|(function, index)| kvm_cpuid_entry2 { function, index, eax: 0x63, ..Default::default() })
             .to_vec();
         let model = Model { supported: CpuId::from_entries(&entries).unwrap(), tsc_deadline: true, count: 3 };
         let cpuid = model.cpuid(2);
-        let [leaf1, smt, core, end, cache] = cpuid.as_slice() else { panic!() };
+        let [leaf1, smt, core, end, cache, encryption] = cpuid.as_slice() else { panic!() };
         assert_eq!(
             (leaf1.ebx, leaf1.ecx, leaf1.edx),
             (2 << 24 | 3 << 16 | 8 << 8, 1 << 31 | 1 << 24, 1 << 28)
@@ -265,5 +267,6 @@ mod tests {
         assert_eq!((core.eax, core.ebx, core.ecx, core.edx), (2, 3, 0x201, 2));
         assert_eq!((end.ebx, end.ecx), (0, 2));
         assert_eq!(cache.eax, 0x63 | 2 << 14 | 2 << 26);
+        assert_eq!(encryption.eax, 0);
     }
 }

@@ -28,21 +28,25 @@ use crate::boot::layout::ACPI_START;
 use crate::boot::{Entry, linux};
 use crate::cpu::{self, Model};
 use crate::engine::{Boot, Control, CpuState, Ending, MachineSpec, Observer, Outcome, Runnable};
+use crate::firmware::{FlashMemory, Kind};
 use crate::kick;
 use crate::kvm::{self, KvmVm, refused};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, HOLE_START};
+use crate::pci::MOVED_ECAM_START;
 use crate::power::{Power, Waited};
 use crate::sandbox;
 use crate::serial::Serial;
 use crate::vcpu::{Dead, Vcpu};
 use crate::virtio::Common;
 use crate::virtio::blk::Blk;
-use devices::Devices;
+use devices::{Devices, FirmwareDevices};
 
 /// How long a line without an end waits before it is shown.
 const CONSOLE_PAUSE: Duration = Duration::from_millis(10);
 /// When nothing happens for so long, the processors are asked whether anything can.
 const LIFE_SIGN: Duration = Duration::from_secs(1);
+/// How often the screen and the firmware's log are looked at.
+const SCREEN_INTERVAL: Duration = Duration::from_millis(250);
 /// Where the upper part of a firmware is seen below 1 MiB.
 const SHADOW_LEN: usize = 128 << 10;
 
@@ -55,6 +59,8 @@ pub(crate) struct Machine {
     control: Arc<Remote>,
     observer: Arc<dyn Observer>,
     dead: Arc<Dead>,
+    firmware: Option<FirmwareDevices>,
+    flash: Option<FlashMemory>,
     vm: Arc<KvmVm>,
 }
 
@@ -94,17 +100,22 @@ impl Machine {
             return Err(Error::usage("a machine without a processor"));
         }
         let kvm = kvm::open()?;
-        let ram = GuestRam::new(spec.memory_bytes)?;
-        let firmware = match &spec.boot {
-            Boot::Firmware { vars: Some(_), .. } => {
-                return Err(Error::unsupported("firmware with a variable store cannot be started yet"));
-            }
-            Boot::Firmware { code, .. } => Some(code.as_ref()),
-            Boot::Linux { .. } => None,
+        let (code, vars) = match &spec.boot {
+            Boot::Firmware { code, vars } => (Some(code.as_ref()), vars.as_deref()),
+            Boot::Linux { .. } => (None, None),
         };
-        let vm = Arc::new(KvmVm::new(&kvm, &ram, firmware)?);
+        let uefi = code.is_some_and(|code| Kind::of(code) == Kind::Uefi);
+        let ram = GuestRam::below(spec.memory_bytes, if uefi { MOVED_ECAM_START } else { HOLE_START })?;
+        let flash = vars.map(|vars| FlashMemory::new(vars, code.map_or(0, <[u8]>::len))).transpose()?;
+        let vm = Arc::new(KvmVm::new(&kvm, &ram, code, flash.clone())?);
         let power = Arc::new(Power::default());
-        let parts = devices::Plan { spec: &spec, ram: &ram, vm: Arc::clone(&vm) as _, power: &power };
+        let parts = devices::Plan {
+            spec: &spec,
+            ram: &ram,
+            vm: Arc::clone(&vm) as _,
+            power: &power,
+            flash: flash.clone(),
+        };
         let devices = parts.build(Arc::clone(&observer))?;
         let entry = load(&spec, &ram, &devices)?;
         let model = Model::new(&kvm, spec.cpus)?;
@@ -123,7 +134,8 @@ impl Machine {
             vcpus.push(Vcpu { index, fd, buses, power, ram: ram.clone(), mapped_bytes, coalesced, dead });
         }
         let control = Arc::new(Remote { power, serial: devices.serial });
-        Ok(Self { vcpus, virtio: devices.virtio, blks: devices.blks, control, observer, dead, vm })
+        let Devices { virtio, blks, firmware, .. } = devices;
+        Ok(Self { vcpus, virtio, blks, control, observer, dead, firmware, flash, vm })
     }
 
     /// Starts a thread for every queue of every device.
@@ -165,23 +177,43 @@ impl Machine {
         std::mem::take(&mut self.vcpus).into_iter().rev().map(start).collect()
     }
 
-    /// Waits for the end, shows what the console holds while it waits, and looks now and then whether the guest can
-    /// still do anything.
+    /// Waits for the end, shows what console, log and screen hold while it waits, and looks now and then whether the
+    /// guest can still do anything.
     fn watch(&self, processors: &[JoinHandle<CpuState>]) -> Ending {
+        let tick = if self.firmware.is_some() { SCREEN_INTERVAL } else { LIFE_SIGN };
+        let (mut quiet_since, mut screen_seen) = (Instant::now(), Instant::now());
         loop {
-            match self.control.power.wait_or_attention(LIFE_SIGN) {
+            match self.control.power.wait_or_attention(tick) {
                 Waited::Ended(ending) => return ending,
                 Waited::Attention => {
                     if let Some(ending) = self.control.power.wait_for(CONSOLE_PAUSE) {
                         return ending;
                     }
                     self.control.serial.flush();
+                    quiet_since = Instant::now();
                 }
-                Waited::Idle => {
+                Waited::Idle if quiet_since.elapsed() >= LIFE_SIGN => {
                     self.dead.ask();
                     processors.iter().for_each(kick::interrupt);
+                    quiet_since = Instant::now();
                 }
+                Waited::Idle => {}
             }
+            if screen_seen.elapsed() >= SCREEN_INTERVAL {
+                self.show_firmware();
+                screen_seen = Instant::now();
+            }
+        }
+    }
+
+    /// Hands on what is new of the firmware's log and on the screen.
+    fn show_firmware(&self) {
+        let Some(firmware) = &self.firmware else { return };
+        firmware.log.flush();
+        if firmware.kind == Kind::Bios
+            && let Some(rows) = firmware.screen.look()
+        {
+            self.observer.screen(&rows, Instant::now());
         }
     }
 
@@ -204,14 +236,15 @@ impl Machine {
             let _ = thread.join();
         }
         self.control.serial.flush();
+        self.show_firmware();
         started?;
         Ok(Outcome {
             ending,
             cpus,
             disks: self.blks.iter().map(|blk| blk.activity()).collect(),
             startup: Duration::from_nanos(startup.load(Ordering::Acquire)),
-            screen: vec![],
-            vars: None,
+            screen: self.firmware.as_ref().map(|firmware| firmware.screen.rows()).unwrap_or_default(),
+            vars: self.flash.as_ref().map(FlashMemory::bytes),
         })
     }
 }

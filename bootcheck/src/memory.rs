@@ -4,6 +4,7 @@
 //! 0x0000_0000   memory: boot structures, kernel, initramfs
 //! 0x000a_0000   (legacy hole: ACPI tables and firmware shadows in what is memory to KVM)
 //! 0x0010_0000   memory, up to 3 GiB
+//! 0xb000_0000   (with UEFI firmware memory ends here: it may put the PCI configuration space there)
 //! 0xc000_0000   PCI devices
 //! 0xe000_0000   PCI configuration space (ECAM)
 //! 0xf000_0000   more PCI devices, as firmware places them
@@ -11,7 +12,7 @@
 //! 0xfec1_0000   virtio-mmio devices
 //! 0xfee0_0000   local APICs
 //! 0xfeff_c000   KVM's own pages (identity map, TSS)
-//! 0xff00_0000   firmware, up to the end of 4 GiB
+//! 0xff00_0000   firmware, up to the end of 4 GiB; below it UEFI's variables
 //! 0x1_0000_0000 the rest of the memory
 //! ```
 //!
@@ -94,12 +95,20 @@ impl GuestRam {
     /// # Errors
     /// A size that no machine has; the host does not give that much address space.
     pub fn new(bytes: u64) -> Result<Self> {
+        Self::below(bytes, HOLE_START)
+    }
+
+    /// The same with what does not fit below `hole` from 4 GiB.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub(crate) fn below(bytes: u64, hole: u64) -> Result<Self> {
         if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) || !bytes.is_multiple_of(1 << 20) {
             return Err(Error::usage(format!(
                 "guest memory of {bytes} bytes is not a multiple of 1 MiB up to 1 TiB"
             )));
         }
-        let low = bytes.min(HOLE_START);
+        let low = bytes.min(hole);
         let mut ranges = vec![(GuestAddress(0), to_usize(low))];
         if bytes > low {
             ranges.push((GuestAddress(HIGH_START), to_usize(bytes - low)));

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-pub use bridge::{Chip, HostBridge};
+pub(crate) use bridge::LPC_SLOT;
+pub use bridge::{Chip, HostBridge, LpcBridge};
 pub use config::ConfigSpace;
 pub(crate) use config::{
     CAP_MSIX, CAP_VENDOR, COMMAND_INTX_DISABLE, COMMAND_MEMORY, Identity, OFFSET_BAR0, OFFSET_COMMAND,
@@ -25,6 +26,11 @@ pub(crate) const SLOTS: usize = 32;
 pub(crate) const CONFIG_PORT: u16 = 0xcf8;
 /// How many ports there are of it.
 pub(crate) const CONFIG_PORTS: u16 = 8;
+
+/// Where UEFI firmware of before 2023 puts the memory-mapped configuration space, which has 256 buses there.
+pub(crate) const MOVED_ECAM_START: u64 = 0xb000_0000;
+/// Its length.
+pub(crate) const MOVED_ECAM_LEN: u64 = 0x1000_0000;
 
 /// A device with one function.
 pub trait Function: Debug + Send + Sync {
@@ -179,6 +185,39 @@ impl Registers for Ecam {
     }
 }
 
+/// The bus in memory where the host bridge has been told to have it, within the addresses from `start`.
+#[derive(Debug)]
+pub struct MovedEcam {
+    /// The bus.
+    pub bus: Arc<PciBus>,
+    /// Who knows where it is.
+    pub bridge: Arc<HostBridge>,
+    /// Where the range begins.
+    pub start: u64,
+}
+
+impl MovedEcam {
+    fn target(&self, offset: u64) -> Option<((u8, u8, u8), u16)> {
+        let offset = self.start.checked_add(offset)?.checked_sub(self.bridge.ecam()?)?;
+        (offset < MOVED_ECAM_LEN).then(|| ecam_target(offset))
+    }
+}
+
+impl Registers for MovedEcam {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        match self.target(offset) {
+            Some((bdf, register)) => self.bus.config_read(bdf, register, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let Some((bdf, register)) = self.target(offset) {
+            self.bus.config_write(bdf, register, data);
+        }
+    }
+}
+
 /// The addresses of the devices' memory.
 #[derive(Debug)]
 pub struct PciMemory {
@@ -222,6 +261,23 @@ mod tests {
             }
             assert_eq!(lanes, a);
         }
+    }
+
+    #[test]
+    fn firmware_moves_the_memory() {
+        let bridge = Arc::new(HostBridge::default());
+        let bus = Arc::new(PciBus::new(vec![Some(Arc::clone(&bridge) as _)]));
+        let moved = MovedEcam { bus, bridge: Arc::clone(&bridge), start: MOVED_ECAM_START };
+        let read = |offset: u64| {
+            let mut data = [0; 4];
+            moved.read(offset, &mut data);
+            u32::from_le_bytes(data)
+        };
+        assert_eq!(read(0), u32::MAX, "not there yet");
+        bridge.config_write(0x60, &0xb000_0001_u32.to_le_bytes());
+        assert_eq!((read(0), read(0x8000), read(1 << 20)), (0x29c0_8086, u32::MAX, u32::MAX));
+        moved.write(0x60, &0x4000_0001_u32.to_le_bytes());
+        assert_eq!((bridge.ecam(), read(0)), (Some(0x4000_0000), u32::MAX), "moved away");
     }
 
     #[test]

@@ -85,14 +85,15 @@ const STORAGE: &[i64] = &[
 
 /// Type of KVM's ioctls.
 const KVM: u64 = 0xae00;
-/// KVM's numbers: run; registers, segments, translation, activity (for the report); interrupt line, coalesced
-/// writes, routes, irqfd, ioeventfd.
+/// KVM's numbers: run; registers, segments, translation, activity (for the report); memory (flash that is shown and
+/// hidden), interrupt line, coalesced writes, routes, irqfd, ioeventfd.
 const PROCESSOR_IOCTLS: &[u64] = &[
     KVM | 0x80,
     KVM | 0x81,
     KVM | 0x83,
     KVM | 0x85,
     KVM | 0x98,
+    KVM | 0x46,
     KVM | 0x61,
     KVM | 0x67,
     KVM | 0x68,

@@ -5,7 +5,9 @@ use std::io;
 
 use kvm_bindings::{KVM_EXIT_IO_OUT, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuFd, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
+use vm_memory::{
+    GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
+};
 
 use crate::memory::GuestRam;
 
@@ -13,28 +15,52 @@ use crate::memory::GuestRam;
 #[derive(Debug)]
 pub(crate) struct Rom(pub(crate) GuestMemoryMmap<()>);
 
-/// Gives all of `ram` and of `roms` to the machine. Both must be kept for as long as the machine lives.
+/// Gives all of `ram` and of `roms` to the machine, in as many slots from 0 as are returned. Both must be kept for as
+/// long as the machine lives.
 ///
 /// # Errors
 /// KVM refuses.
-pub(crate) fn map_memory(vm: &VmFd, ram: &GuestRam, roms: &[Rom], read_only: u32) -> io::Result<()> {
+pub(crate) fn map_memory(vm: &VmFd, ram: &GuestRam, roms: &[Rom], read_only: u32) -> io::Result<u32> {
     let regions = ram.map().iter().map(|r| (r, 0));
     let roms = roms.iter().flat_map(|rom| rom.0.iter().map(|r| (r, read_only)));
+    let mut next = 0;
     for (slot, (region, flags)) in (0..).zip(regions.chain(roms)) {
-        let host = region.get_host_address(MemoryRegionAddress(0)).map_err(io::Error::other)?;
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: host as u64,
-        };
-        // SAFETY: the region describes a live private mapping of exactly this length, made by vm-memory, which
-        // nobody else unmaps: the callers keep it (`KvmVm` in `_ram` and `_roms`, the probe
-        // in a local variable) until after the machine's descriptor is closed. Guest and host access it only through vm-memory's volatile accessors.
-        unsafe { vm.set_user_memory_region(region) }.map_err(io::Error::from)?;
+        map_region(vm, slot, region, flags, true)?;
+        next = slot + 1;
     }
-    Ok(())
+    Ok(next)
+}
+
+/// Gives the one piece of `memory` to the machine as slot `slot` with `flags`, or takes it out again. It must be kept
+/// for as long as the machine lives.
+///
+/// # Errors
+/// KVM refuses.
+pub(crate) fn show_memory(
+    vm: &VmFd,
+    slot: u32,
+    memory: &GuestMemoryMmap<()>,
+    flags: u32,
+    shown: bool,
+) -> io::Result<()> {
+    memory.iter().take(1).try_for_each(|region| map_region(vm, slot, region, flags, shown))
+}
+
+fn map_region(vm: &VmFd, slot: u32, region: &GuestRegionMmap<()>, flags: u32, shown: bool) -> io::Result<()> {
+    let host = region.get_host_address(MemoryRegionAddress(0)).map_err(io::Error::other)?;
+    let region = kvm_userspace_memory_region {
+        slot,
+        flags,
+        guest_phys_addr: region.start_addr().0,
+        // Nothing: the slot is taken out.
+        memory_size: if shown { region.len() } else { 0 },
+        userspace_addr: host as u64,
+    };
+    // SAFETY: the region describes a live private mapping of exactly this length (or nothing of it), made by
+    // vm-memory, which nobody else unmaps: the callers keep it (`KvmVm` in `_ram`, `_roms` and `flash`, the probe in a
+    // local variable) until after the machine's descriptor is closed. Guest and host access it only through
+    // vm-memory's volatile accessors.
+    unsafe { vm.set_user_memory_region(region) }.map_err(io::Error::from)
 }
 
 /// An access of the guest to a port: a string instruction makes `data` hold several of `size` bytes.

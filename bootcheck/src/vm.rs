@@ -42,6 +42,11 @@ pub trait Vm: Debug + Send + Sync {
     fn coalesce(&self, port: u16, len: u8, on: bool) {
         let _ = (port, len, on);
     }
+
+    /// Puts the flash of variables into the guest's address space, or takes it out, so that reads arrive at the device.
+    fn show_flash(&self, shown: bool) {
+        let _ = shown;
+    }
 }
 
 /// Interrupt pins of the IOAPIC.
@@ -106,6 +111,8 @@ pub struct FakeVm {
     pub routes: Mutex<std::collections::BTreeMap<u32, Msi>>,
     /// The doorbells.
     pub doorbells: Mutex<std::collections::BTreeSet<(u64, Option<u32>)>>,
+    /// Whether the flash is out of the guest's address space.
+    pub flash_hidden: Mutex<bool>,
 }
 
 impl Vm for FakeVm {
@@ -130,6 +137,10 @@ impl Vm for FakeVm {
 
     fn detach_doorbell(&self, address: u64, value: Option<u32>, _fd: &EventFd) {
         self.doorbells.lock().remove(&(address, value));
+    }
+
+    fn show_flash(&self, shown: bool) {
+        *self.flash_hidden.lock() = !shown;
     }
 }
 

@@ -15,6 +15,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::DEVICE;
+use crate::firmware::FlashMemory;
 use crate::memory::{GuestRam, HIGH_START, IDENTITY_MAP, TSS_ADDRESS};
 use crate::sys::{self, Rom};
 use crate::vm::{Msi, Vm};
@@ -30,6 +31,8 @@ pub(crate) struct KvmVm {
     fd: VmFd,
     coalesces: bool,
     routes: Mutex<BTreeMap<u32, Msi>>,
+    /// The flash for variables and the slot that it is.
+    flash: Option<(FlashMemory, u32)>,
     _roms: Vec<Rom>,
     _ram: GuestRam,
 }
@@ -60,12 +63,17 @@ pub(crate) fn open() -> Result<Kvm> {
 }
 
 impl KvmVm {
-    /// A machine with `ram`, interrupt controllers and timer, and `firmware` (bytes, a multiple of 4 KiB) ending at
-    /// 4 GiB.
+    /// A machine with `ram`, interrupt controllers and timer, `firmware` (bytes, a multiple of 4 KiB) ending at 4 GiB,
+    /// and `flash` where it says.
     ///
     /// # Errors
     /// KVM refuses something.
-    pub(crate) fn new(kvm: &Kvm, ram: &GuestRam, firmware: Option<&[u8]>) -> Result<Self> {
+    pub(crate) fn new(
+        kvm: &Kvm,
+        ram: &GuestRam,
+        firmware: Option<&[u8]>,
+        flash: Option<FlashMemory>,
+    ) -> Result<Self> {
         let fd = kvm.create_vm().map_err(refused("create a virtual machine"))?;
         fd.set_identity_map_address(IDENTITY_MAP).map_err(refused("take its identity map"))?;
         fd.set_tss_address(block::num::to_usize(TSS_ADDRESS)).map_err(refused("take its task segment"))?;
@@ -73,10 +81,12 @@ impl KvmVm {
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).map_err(refused("create a timer"))?;
         let roms = firmware.map(rom).transpose()?.into_iter().collect::<Vec<_>>();
-        sys::map_memory(&fd, ram, &roms, KVM_MEM_READONLY)
-            .map_err(|e| Error::from(e).context("KVM does not take the guest's memory"))?;
+        let not_taken = |e| Error::from(e).context("KVM does not take the guest's memory");
+        let slot = sys::map_memory(&fd, ram, &roms, KVM_MEM_READONLY).map_err(not_taken)?;
+        let flash = flash.map(|memory| (memory, slot));
         let coalesces = fd.check_extension(Cap::CoalescedPio);
-        let vm = Self { fd, coalesces, routes: Mutex::default(), _roms: roms, _ram: ram.clone() };
+        let vm = Self { fd, coalesces, routes: Mutex::default(), flash, _roms: roms, _ram: ram.clone() };
+        vm.place_flash(true).map_err(not_taken)?;
         vm.set_routing(&BTreeMap::new())?;
         Ok(vm)
     }
@@ -88,6 +98,13 @@ impl KvmVm {
 
     pub(crate) fn fd(&self) -> &VmFd {
         &self.fd
+    }
+
+    fn place_flash(&self, shown: bool) -> io::Result<()> {
+        match &self.flash {
+            Some((memory, slot)) => sys::show_memory(&self.fd, *slot, memory.map(), KVM_MEM_READONLY, shown),
+            None => Ok(()),
+        }
     }
 
     /// The whole table of interrupts: the legacy pins as a PC has them wired, and the messages.
@@ -180,6 +197,11 @@ impl Vm for KvmVm {
             Some(value) => self.fd.unregister_ioevent(fd, &address, value),
             None => self.fd.unregister_ioevent(fd, &address, NoDatamatch),
         };
+    }
+
+    fn show_flash(&self, shown: bool) {
+        // Where it fails the guest reads the array although it wants the status, and sees that the flash is none.
+        let _ = self.place_flash(shown);
     }
 
     fn coalesce(&self, port: u16, len: u8, on: bool) {

@@ -8,14 +8,18 @@ use block::{Error, Result};
 use crate::acpi::{self, MmioDevice};
 use crate::bus::{Bus, Registers};
 use crate::engine::{Boot, Disk, MachineSpec, Observer, ReadWatch, Transport};
-use crate::firmware::{self, FwCfgDma, Log};
+use crate::firmware::{self, Flash, FlashMemory, FwCfgDma, Kind, Log};
 use crate::memory::{
     ECAM_LEN, ECAM_START, GuestRam, MMIO_START, MMIO_STEP, PCI_END, PCI_HIGH_END, PCI_HIGH_START, PCI_START,
 };
 use crate::pci::{
-    CONFIG_PORT, CONFIG_PORTS, Chip, ConfigPorts, Ecam, Function, HostBridge, PciBus, PciMemory, SLOTS,
+    CONFIG_PORT, CONFIG_PORTS, Chip, ConfigPorts, Ecam, Function, HostBridge, LPC_SLOT, LpcBridge,
+    MOVED_ECAM_LEN, MOVED_ECAM_START, MovedEcam, PciBus, PciMemory, SLOTS,
 };
-use crate::platform::{Cmos, I8042, PM_BASE, PM_LEN, PowerManagement, RESET_PORT, ResetPort};
+use crate::platform::{
+    Cmos, I8042, PM_BASE, PM_LEN, PORT_92, Port92, PowerManagement, RESET_PORT, ResetPort, Screen, VGA_PORT,
+    VGA_PORTS, Vga,
+};
 use crate::power::Power;
 use crate::serial::{COM1, COM1_IRQ, Serial, Sink};
 use crate::vcpu::Buses;
@@ -40,6 +44,8 @@ pub(super) struct Plan<'a> {
     pub(super) ram: &'a GuestRam,
     pub(super) vm: Arc<dyn Vm>,
     pub(super) power: &'a Arc<Power>,
+    /// The variable store of UEFI.
+    pub(super) flash: Option<FlashMemory>,
 }
 
 /// What has been built.
@@ -49,6 +55,15 @@ pub(super) struct Devices {
     pub(super) virtio: Vec<Arc<Common>>,
     pub(super) blks: Vec<Arc<Blk>>,
     pub(super) tables: acpi::Machine,
+    /// Of a machine with firmware.
+    pub(super) firmware: Option<FirmwareDevices>,
+}
+
+/// What only firmware boots have.
+pub(super) struct FirmwareDevices {
+    pub(super) kind: Kind,
+    pub(super) log: Arc<Log>,
+    pub(super) screen: Screen,
 }
 
 /// The IOAPIC's pin of a slot (the `_PRT` says so).
@@ -79,7 +94,13 @@ impl Plan<'_> {
             serial,
             virtio: vec![],
             blks,
-            tables: acpi::Machine { cpus: self.spec.cpus, pci_pins: vec![], mmio: vec![] },
+            tables: acpi::Machine {
+                cpus: self.spec.cpus,
+                pci_pins: (0..SLOTS).map(pin_of_slot).collect(),
+                mmio: vec![],
+                vga: self.has_firmware(),
+            },
+            firmware: None,
         };
         let functions = match self.spec.transport {
             Transport::Pci => self.pci(devices, &lines, &mut built)?,
@@ -89,9 +110,8 @@ impl Plan<'_> {
             }
         };
         self.bus(functions, &mut buses);
-        built.tables.pci_pins = (0..SLOTS).map(pin_of_slot).collect();
-        if self.has_firmware() {
-            self.firmware(&mut buses.ports, &built.tables, observer);
+        if let Boot::Firmware { code, .. } = &self.spec.boot {
+            built.firmware = Some(self.firmware(code, &mut buses, &built.tables, observer));
         }
         built.buses = Arc::new(buses);
         Ok(built)
@@ -101,16 +121,41 @@ impl Plan<'_> {
         matches!(self.spec.boot, Boot::Firmware { .. })
     }
 
-    /// What firmware needs besides.
-    fn firmware(&self, ports: &mut Bus, tables: &acpi::Machine, observer: Arc<dyn Observer>) {
-        let config = Arc::new(firmware::configuration(self.ram, tables));
+    /// The host bridge that the firmware, if there is one, knows best, and whether that is UEFI.
+    fn chip(&self) -> (Chip, bool) {
+        match &self.spec.boot {
+            Boot::Firmware { code, .. } if Kind::of(code) == Kind::Bios => (Chip::I440fx, false),
+            Boot::Firmware { .. } => (Chip::Q35, true),
+            Boot::Linux { .. } => (Chip::Q35, false),
+        }
+    }
+
+    /// What firmware needs besides, and what its loaders do.
+    fn firmware(
+        &self,
+        code: &[u8],
+        buses: &mut Buses,
+        tables: &acpi::Machine,
+        observer: Arc<dyn Observer>,
+    ) -> FirmwareDevices {
+        let disks = if self.spec.transport == Transport::Pci { self.spec.disks.len() } else { 0 };
+        let config = Arc::new(firmware::configuration(self.ram, tables, disks));
+        let log = Arc::new(Log::new(observer));
+        let vga = Arc::new(Vga::default());
         let mut add = |start: u16, len: u16, device: Arc<dyn Registers>| {
-            ports.insert(u64::from(start), u64::from(len), device);
+            buses.ports.insert(u64::from(start), u64::from(len), device);
         };
         add(firmware::PORT, firmware::PORTS, Arc::clone(&config) as _);
         add(firmware::DMA_PORT, firmware::DMA_PORTS, Arc::new(FwCfgDma { config, ram: self.ram.clone() }));
-        add(firmware::LOG_PORT, 1, Arc::new(Log(observer)));
+        add(firmware::LOG_PORT, 1, Arc::clone(&log) as _);
+        add(VGA_PORT, VGA_PORTS, Arc::clone(&vga) as _);
+        add(PORT_92, 1, Arc::new(Port92::new(Arc::clone(self.power))));
         self.vm.coalesce(firmware::LOG_PORT, 1, true);
+        if let Some(memory) = &self.flash {
+            let flash = Flash::new(memory.clone(), Arc::clone(&self.vm));
+            buses.memory.insert(memory.start(), memory.len(), Arc::new(flash));
+        }
+        FirmwareDevices { kind: Kind::of(code), log, screen: Screen::new(self.ram.clone(), vga) }
     }
 
     fn serial(&self, lines: &Arc<Lines>, observer: Arc<dyn Observer>) -> Serial {
@@ -147,8 +192,8 @@ impl Plan<'_> {
         lines: &Arc<Lines>,
         built: &mut Devices,
     ) -> Result<Vec<Arc<dyn Function>>> {
-        if devices.len() >= SLOTS {
-            return Err(too_many(devices.len(), SLOTS - 1));
+        if devices.len() >= LPC_SLOT {
+            return Err(too_many(devices.len(), LPC_SLOT - 1));
         }
         let assigned = !self.has_firmware();
         let (mut first_gsi, mut functions) = (FIRST_MESSAGE, vec![]);
@@ -191,10 +236,19 @@ impl Plan<'_> {
 
     /// The PCI bus with its host bridge, by ports, by memory, and the memory of its devices.
     fn bus(&self, functions: Vec<Arc<dyn Function>>, buses: &mut Buses) {
-        let chip = if self.has_firmware() { Chip::I440fx } else { Chip::Q35 };
-        let bridge: Arc<dyn Function> = Arc::new(HostBridge::new(chip));
-        let slots = std::iter::once(bridge).chain(functions).map(Some).collect();
+        let (chip, uefi) = self.chip();
+        let bridge = Arc::new(HostBridge::new(chip));
+        let mut slots: Vec<_> =
+            std::iter::once(Arc::clone(&bridge) as _).chain(functions).map(Some).collect();
+        if uefi {
+            slots.resize_with(LPC_SLOT, || None);
+            slots.push(Some(Arc::new(LpcBridge::default())));
+        }
         let bus = Arc::new(PciBus::new(slots));
+        if uefi {
+            let moved = MovedEcam { bus: Arc::clone(&bus), bridge, start: MOVED_ECAM_START };
+            buses.memory.insert(MOVED_ECAM_START, MOVED_ECAM_LEN, Arc::new(moved));
+        }
         buses.ports.insert(
             u64::from(CONFIG_PORT),
             u64::from(CONFIG_PORTS),

@@ -32,6 +32,8 @@ macro_rules! requires_kvm {
     };
 }
 
+mod firmware;
+
 fn note_skip(reason: &str) {
     use std::io::Write as _;
     let thread = std::thread::current();

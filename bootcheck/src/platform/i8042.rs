@@ -98,6 +98,34 @@ impl Registers for I8042 {
     }
 }
 
+/// System control port A of the PS/2: bit 1 opens A20, bit 0 resets.
+#[derive(Debug)]
+pub struct Port92 {
+    power: Arc<Power>,
+}
+
+/// Where it is.
+pub const PORT_92: u16 = 0x92;
+
+impl Port92 {
+    /// A port that can reset the machine. A20 is open.
+    pub fn new(power: Arc<Power>) -> Self {
+        Self { power }
+    }
+}
+
+impl Registers for Port92 {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(2);
+    }
+
+    fn write(&self, _offset: u64, data: &[u8]) {
+        if data.first().is_some_and(|value| value & 1 != 0) {
+            self.power.end(Ending::Reset { how: "port 0x92" });
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +140,18 @@ mod tests {
         assert!(!power.is_off());
         controller.write(4, &[0xfe]);
         assert_eq!(power.ending(), Some(Ending::Reset { how: "keyboard controller" }));
+    }
+
+    #[test]
+    fn port_92_opens_a20_and_resets() {
+        let power = Arc::new(Power::default());
+        let port = Port92::new(power.clone());
+        let mut data = [0];
+        port.read(0, &mut data);
+        port.write(0, &data);
+        assert_eq!((data, power.is_off()), ([2], false));
+        port.write(0, &[3]);
+        assert_eq!(power.ending(), Some(Ending::Reset { how: "port 0x92" }));
     }
 
     #[test]

@@ -21,6 +21,9 @@ pub(crate) const PM_TIMER: u16 = 8;
 pub(crate) const PM_RESET: u16 = 12;
 /// `SLP_TYP` of `_S5`.
 pub(crate) const PM_SLEEP_OFF: u8 = 5;
+/// The same for firmware, which does not read the tables: SeaBIOS and OVMF know that of the machine that they are made
+/// for.
+const FIRMWARE_SLEEP_OFF: u8 = 0;
 /// The interrupt of ACPI events.
 pub(crate) const SCI: u16 = 9;
 /// The reset control register of PCI chipsets.
@@ -52,7 +55,9 @@ impl PowerManagement {
     }
 
     fn control(&self, value: u16) {
-        if value & SLEEP_ENABLE != 0 && (value >> SLEEP_TYPE_SHIFT) & 7 == u16::from(PM_SLEEP_OFF) {
+        let kind = (value >> SLEEP_TYPE_SHIFT) & 7;
+        let off = [PM_SLEEP_OFF, FIRMWARE_SLEEP_OFF].map(u16::from).contains(&kind);
+        if value & SLEEP_ENABLE != 0 && off {
             self.power.end(Ending::PowerOff);
         }
     }
@@ -122,6 +127,18 @@ mod tests {
         pm.write(4, &(5u16 << 10).to_le_bytes());
         assert!(!power.is_off());
         pm.write(4, &(SLEEP_ENABLE | 5 << 10).to_le_bytes());
+        assert_eq!(power.ending(), Some(Ending::PowerOff));
+    }
+
+    #[test]
+    fn firmware_powers_off_by_state_0() {
+        let power = Arc::new(Power::default());
+        let pm = PowerManagement::new(power.clone());
+        let mut control = [0; 2];
+        pm.read(4, &mut control);
+        pm.write(4, &control);
+        assert!(!power.is_off());
+        pm.write(4, &(u16::from_le_bytes(control) | SLEEP_ENABLE).to_le_bytes());
         assert_eq!(power.ending(), Some(Ending::PowerOff));
     }
 
