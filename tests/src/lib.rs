@@ -17,6 +17,7 @@
 //! * [`lab`] runs a script in a Linux of our own, with root, loop, nbd and KVM.
 //! * [`fuzz`] has the bodies of the fuzz targets.
 //! * [`server`] runs `vimg serve`, and scripts of libnbd's Python against it.
+//! * [`edit`] changes file systems, and has a model of what should be in them.
 //! * [`guest`] fills file systems and compares what is read back; [`guest_image`] puts whole disks together.
 //!
 //! A harness may panic and print: a failure here is the failure of the test that called it.
@@ -25,6 +26,7 @@
 pub mod bits;
 pub mod command;
 pub mod dir;
+pub mod edit;
 pub mod foreign;
 pub mod forge;
 pub mod fuzz;

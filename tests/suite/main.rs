@@ -27,6 +27,7 @@ mod guestdisk_boot;
 mod guestdisk_firmware;
 mod guestdisk_fs;
 mod guestdisk_partition;
+mod guestedit;
 mod hostile;
 mod info;
 mod inspect;
