@@ -1,0 +1,117 @@
+//! What has to be changed in a guest so that it boots on KVM.
+//!
+//! Driven by what is there (kernels, modules, initramfs images, files of boot loaders), never by the name of a
+//! distribution.
+//!
+//! ```text
+//!   tree       the guest's files, mounts resolved          draft     changes that build on each other
+//!   names      what /dev/sda1 means, what it becomes       text      lines, columns, names of devices within text
+//!   cmdline    kernel command lines                        loaders   grub.cfg, menu.lst, BLS, grubenv, extlinux
+//!   tables     fstab, crypttab, resume, LVM                nics      names of network interfaces
+//!   services   consoles, guest tools, Xorg, modprobe       uefi      the fallback loader
+//! ```
+
+mod cmdline;
+mod draft;
+mod guest_tree;
+mod loaders;
+mod names;
+mod nics;
+mod services;
+mod tables;
+mod text;
+pub mod tree;
+mod uefi;
+mod windows;
+
+use block::Result;
+use guestdisk::Disks;
+
+use crate::guest::{Guest, Origin};
+use crate::inspect::{Inspection, System, SystemKind};
+use crate::names::DiskNames;
+use crate::plan::{Plan, PlanOptions};
+use crate::view::GuestView;
+use cmdline::Cmdlines;
+use draft::{Draft, Why};
+use names::Names;
+use tree::Tree;
+
+/// Changes for one Linux.
+pub(crate) fn linux(
+    tree: &dyn Tree,
+    guest: &Guest,
+    system: &System,
+    names: &Names,
+    options: &PlanOptions,
+) -> Result<Plan> {
+    let mut draft = Draft::new(tree);
+    let from_elsewhere = guest.origin != Origin::Kvm;
+    let lines = Cmdlines { names, from_xen: from_elsewhere, add_serial: options.serial_console };
+    tables::convert(&mut draft, names);
+    loaders::convert(&mut draft, system, &lines);
+    services::lvm_devices(&mut draft);
+    services::modprobe(&mut draft, options.bus.modules().get(1).copied().unwrap_or("virtio_blk"));
+    if !options.no_nic_names {
+        nics::convert(&mut draft, &system.interfaces, &guest.nics);
+    }
+    if from_elsewhere {
+        services::xen_console(&mut draft, system);
+    }
+    if options.serial_console {
+        services::serial_login(&mut draft, system);
+    }
+    services::xorg(&mut draft);
+    if !options.keep_tools {
+        services::tools(&mut draft, system);
+    }
+    uefi::convert(&mut draft, system);
+    if options.autorelabel && system.selinux {
+        let why = Why::new(
+            "selinux",
+            "all files get their labels at the first boot",
+            "remove /.autorelabel before it",
+        );
+        draft.write("/.autorelabel", vec![], 0o644, why);
+    }
+    draft.finish()
+}
+
+/// The changes of all systems of a guest.
+pub(crate) fn plan(
+    disks: &Disks,
+    guest: &Guest,
+    inspection: &Inspection,
+    options: &PlanOptions,
+) -> Result<Plan> {
+    let names = Names::new(disks, guest, options.bus);
+    let source = DiskNames { names: guest.disks.iter().map(|disk| disk.guest_name.clone()).collect() };
+    let mut whole = Plan::default();
+    for system in &inspection.systems {
+        let one = match system.kind {
+            SystemKind::Linux => {
+                let view = GuestView::with_names(disks, system, &source);
+                linux(&view, guest, system, &names, options)?
+            }
+            SystemKind::Windows | SystemKind::Other => windows::convert(system, options),
+        };
+        whole.add(one);
+    }
+    Ok(whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inspect::Init;
+
+    /// A Linux with systemd and nothing else.
+    pub(crate) fn system() -> System {
+        System {
+            distribution: "debian".to_owned(),
+            product: "Debian GNU/Linux 12 (bookworm)".to_owned(),
+            init: Init::Systemd,
+            ..System::default()
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! fstab, crypttab and what else names devices outside of boot loaders.
+
+use super::draft::{Draft, Why};
+use super::names::{Names, Reader, Verdict};
+use super::text::{each_line, map_devices};
+
+/// File systems that only the tools of another hypervisor can mount.
+const FOREIGN_FOLDERS: [&str; 5] = ["vmhgfs", "fuse.vmhgfs-fuse", "vboxsf", "prl_fs", "fuse.vmhgfs"];
+
+fn why(reason: &str) -> Why {
+    Why::new("device-name", reason, "put the lines of the diff that begin with '-' back")
+}
+
+/// Everything in this file's care.
+pub(crate) fn convert(draft: &mut Draft<'_>, names: &Names) {
+    let mut unknown = vec![];
+    draft.edit("/etc/fstab", why("file systems are mounted by names that exist on KVM"), |text| {
+        fstab(text, names, &mut unknown)
+    });
+    draft.edit("/etc/crypttab", why("encrypted volumes are found by names that exist on KVM"), |text| {
+        crypttab(text, names, &mut unknown)
+    });
+    for name in unknown {
+        draft.ask(format!(
+            "{name} is on none of the given disks: give that disk too, or add nofail to its line or remove it, since systemd waits for it."
+        ));
+    }
+    let resume = why("the swap space to resume from is found by a name that exists on KVM");
+    draft.edit("/etc/initramfs-tools/conf.d/resume", resume.clone(), |text| {
+        devices(text, names, Reader::Tags)
+    });
+    for path in ["/etc/uswsusp.conf", "/etc/suspend.conf"] {
+        draft.edit(path, resume.clone(), |text| devices(text, names, Reader::Path));
+    }
+    for path in ["/boot/grub/device.map", "/boot/grub2/device.map"] {
+        let reason = why("GRUB's own tools find the disks by their names on KVM");
+        draft.edit(path, reason, |text| devices(text, names, Reader::Plain));
+    }
+    let lvm = why("LVM's filter accepts the disks by their names on KVM");
+    draft.edit("/etc/lvm/lvm.conf", lvm, |text| lvm_conf(text, names));
+}
+
+/// Names of devices in every line that is no comment.
+pub(crate) fn devices(text: &str, names: &Names, reader: Reader) -> String {
+    each_line(text, |_, line| {
+        let is_comment = line.trim_start().starts_with('#');
+        (!is_comment).then(|| map_devices(line, |name| becomes(names, name, reader)))
+    })
+}
+
+fn becomes(names: &Names, name: &str, reader: Reader) -> Option<String> {
+    match names.judge(name, reader) {
+        Verdict::Becomes(new) => Some(new),
+        Verdict::Stays | Verdict::Unknown => None,
+    }
+}
+
+/// The first field of every line; the columns stay where they are as far as there is room.
+pub(crate) fn fstab(text: &str, names: &Names, unknown: &mut Vec<String>) -> String {
+    each_line(text, |_, line| {
+        let fields = fields(line)?;
+        let field = |index: usize| fields.get(index).map_or("", |(at, len)| &line[*at..*at + *len]);
+        if FOREIGN_FOLDERS.contains(&field(2)) {
+            return nofail(line, *fields.get(3)?);
+        }
+        match names.judge(field(0), Reader::Tags) {
+            Verdict::Stays => None,
+            Verdict::Becomes(new) => Some(replace_field(line, fields[0], &new)),
+            Verdict::Unknown => {
+                let may_lack = field(3).split(',').any(|option| matches!(option, "noauto" | "nofail"));
+                if !may_lack {
+                    unknown.push(format!("/etc/fstab: {}", field(0)));
+                }
+                None
+            }
+        }
+    })
+}
+
+/// A shared folder that is not there any more holds nobody up.
+fn nofail(line: &str, options: (usize, usize)) -> Option<String> {
+    let (at, len) = options;
+    let old = &line[at..at + len];
+    if old.split(',').any(|option| matches!(option, "noauto" | "nofail")) {
+        return None;
+    }
+    Some(replace_field(line, options, &format!("{old},nofail")))
+}
+
+/// The second field of every line.
+pub(crate) fn crypttab(text: &str, names: &Names, unknown: &mut Vec<String>) -> String {
+    each_line(text, |_, line| {
+        let fields = fields(line)?;
+        let (at, len) = *fields.get(1)?;
+        let name = &line[at..at + len];
+        match names.judge(name, Reader::Tags) {
+            Verdict::Stays => None,
+            Verdict::Becomes(new) => Some(replace_field(line, (at, len), &new)),
+            Verdict::Unknown => {
+                unknown.push(format!("/etc/crypttab: {name}"));
+                None
+            }
+        }
+    })
+}
+
+/// Where the fields of a line are; `None` for comments and empty lines.
+fn fields(line: &str) -> Option<Vec<(usize, usize)>> {
+    let (mut out, mut at) = (vec![], 0);
+    loop {
+        at += line[at..].find(|c: char| !c.is_whitespace()).unwrap_or(line.len() - at);
+        if at >= line.len() || line[at..].starts_with('#') && out.is_empty() {
+            break;
+        }
+        let len = line[at..].find(char::is_whitespace).unwrap_or(line.len() - at);
+        out.push((at, len));
+        at += len;
+    }
+    (!out.is_empty()).then_some(out)
+}
+
+/// Another text for a field; spaces behind it give way or come, so that the next field stays in its column.
+fn replace_field(line: &str, (at, len): (usize, usize), new: &str) -> String {
+    let rest = &line[at + len..];
+    let spaces = rest.bytes().take_while(|byte| *byte == b' ').count();
+    let room = len + spaces;
+    // One space, a tab or the end of the line: there is no column to keep.
+    let padding = match spaces {
+        0 | 1 => spaces,
+        _ => room.saturating_sub(new.len()).max(1),
+    };
+    format!("{}{new}{}{}", &line[..at], " ".repeat(padding), &rest[spaces..])
+}
+
+/// Patterns of LVM's filters that accept a name of the source: they accept that of KVM.
+pub(crate) fn lvm_conf(text: &str, names: &Names) -> String {
+    let mut within = false;
+    each_line(text, |_, line| {
+        let body = line.trim_start();
+        if body.starts_with('#') {
+            return None;
+        }
+        let starts = ["filter", "global_filter"]
+            .iter()
+            .any(|name| body.strip_prefix(name).is_some_and(|rest| rest.trim_start().starts_with('=')));
+        within |= starts;
+        if !within {
+            return None;
+        }
+        within = !line.contains(']');
+        Some(patterns(line, names))
+    })
+}
+
+fn patterns(line: &str, names: &Names) -> String {
+    let quoted: Vec<&str> = line.split('"').collect();
+    let edited = quoted.iter().enumerate().map(|(index, part)| {
+        if index % 2 == 0 || !part.starts_with('a') {
+            return (*part).to_owned();
+        }
+        let part = map_devices(part, |name| becomes(names, name, Reader::Plain));
+        families(&part, names.prefix())
+    });
+    edited.collect::<Vec<_>>().join("\"")
+}
+
+/// `/dev/sd`, followed by no letter of a disk, stands for all disks.
+fn families(pattern: &str, prefix: &str) -> String {
+    let mut out = pattern.to_owned();
+    for family in ["sd", "hd", "xvd"].iter().filter(|family| **family != prefix) {
+        let old = format!("/dev/{family}");
+        let is_all = out.find(&old).is_some_and(|at| {
+            out[at + old.len()..].chars().next().is_none_or(|next| !next.is_ascii_alphanumeric())
+        });
+        if is_all {
+            out = out.replace(&old, &format!("/dev/{prefix}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::names::tests::{ROOT, SWAP, names};
+    use super::*;
+    use crate::plan::TargetBus;
+
+    fn vmware() -> Names {
+        names(["sda", "sdb"], TargetBus::VirtioBlk)
+    }
+
+    #[test]
+    fn fstab_of_debian() {
+        let text = "\
+# /etc/fstab: static file system information.
+#
+# <file system> <mount point>   <type>  <options>       <dump>  <pass>
+# / was on /dev/sda1 during installation
+/dev/sda1       /               ext4    errors=remount-ro 0       1
+/dev/sda2\tnone\tswap\tsw\t0\t0
+/dev/sr0        /media/cdrom0   udf,iso9660 user,noauto     0       0
+/dev/sdc1 /data xfs defaults 0 0
+/dev/sdd1 /more xfs nofail 0 0
+.host:/ /mnt/hgfs fuse.vmhgfs-fuse allow_other 0 0
+tmpfs /tmp tmpfs defaults 0 0";
+        let mut unknown = vec![];
+        let new = fstab(text, &vmware(), &mut unknown);
+        let expected = text
+            .replace("\n/dev/sda1       /", &format!("\nUUID={ROOT} /"))
+            .replace("/dev/sda2\tnone", &format!("UUID={SWAP}\tnone"))
+            .replace("allow_other", "allow_other,nofail");
+        assert_eq!(new, expected);
+        assert_eq!(unknown, ["/etc/fstab: /dev/sdc1"]);
+        assert_eq!(fstab(&new, &vmware(), &mut vec![]), new, "edited twice");
+    }
+
+    #[test]
+    fn columns_stay_where_there_is_room() {
+        assert_eq!(replace_field("/dev/sda1   / ext4", (0, 9), "/dev/vda1"), "/dev/vda1   / ext4");
+        assert_eq!(replace_field("/dev/sda1   / ext4", (0, 9), "/dev/v1"), "/dev/v1     / ext4");
+        assert_eq!(replace_field("/dev/sda1  / ext4", (0, 9), "UUID=1234-5678"), "UUID=1234-5678 / ext4");
+        assert_eq!(replace_field("/dev/sda1\t/", (0, 9), "UUID=x"), "UUID=x\t/");
+    }
+
+    #[test]
+    fn fstab_of_suse_by_id() {
+        let text = "/dev/disk/by-id/scsi-36000c29abc-part1 / ext3 acl,user_xattr 1 1\n";
+        let new = fstab(text, &vmware(), &mut vec![]);
+        assert_eq!(new, "/dev/disk/by-partuuid/76696d67-11 / ext3 acl,user_xattr 1 1\n");
+    }
+
+    #[test]
+    fn crypttab_of_anyone() {
+        let text = "# name source key\nroot  /dev/sda1   none luks\nswap UUID=x /dev/urandom swap\n";
+        let new = crypttab(text, &vmware(), &mut vec![]);
+        assert_eq!(new, text.replace("/dev/sda1   none", &format!("UUID={ROOT} none")));
+    }
+
+    #[test]
+    fn small_files() {
+        let map = "(fd0)\t/dev/fd0\n(hd0)\t/dev/sda\n";
+        assert_eq!(devices(map, &vmware(), Reader::Plain), map.replace("sda", "vda"));
+        assert_eq!(devices("RESUME=/dev/sda2\n", &vmware(), Reader::Tags), format!("RESUME=UUID={SWAP}\n"));
+        assert_eq!(devices("# /dev/sda2", &vmware(), Reader::Tags), "# /dev/sda2");
+    }
+
+    #[test]
+    fn filters_of_lvm() {
+        let text = "devices {\n\t# filter = [ \"a|/dev/sda|\" ]\n\tfilter = [ \"a|^/dev/sda3$|\", \"a|/dev/sd.*|\",\n\t\"r|/dev/sdb|\" ]\n\tdir = \"/dev/sda\"\n}\n";
+        let new = lvm_conf(text, &vmware());
+        let expected = text.replace("/dev/sda3", "/dev/vda3").replace("/dev/sd.", "/dev/vd.");
+        assert_eq!(new, expected);
+    }
+}
