@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use serde_json::Value;
 use tests::skip::{Need, note, tool};
 use tests::{Cmd, Dir, requires};
 use v2v::guest::{Bus, Cpus, Disk, DiskImage, FirmwareKind, Guest, Nic, Origin, Removable, RemovableKind};
 use v2v::inspect::SystemKind;
 use v2v::target::{
-    Chipset, CpuMode, Loader, Machine, NetworkMap, NicModel, OsFacts, OutputDisk, TargetSpec, libvirt, qemu,
+    Chipset, CpuMode, Loader, Machine, NetworkMap, NicModel, OsFacts, OutputDisk, TargetSpec, kubevirt,
+    libvirt, ova, ovf, proxmox, qemu,
 };
 
 /// What XML, shells and QEMU's options all have trouble with.
@@ -208,4 +210,161 @@ fn qemu_starts_with_every_script() {
             std::fs::remove_file(variables).unwrap();
         }
     }
+}
+
+/// What is particular about a machine is in its manifest, as another reader sees it.
+#[test]
+fn python_reads_kubevirts_manifest() {
+    requires!(python_yaml());
+    let dir = Dir::new();
+    for (what, disks, spec) in variants(&dir) {
+        let machine = Machine::new(&guest(disks), &spec).unwrap();
+        std::fs::write(dir.file("vm.yaml"), kubevirt::manifest(&machine).unwrap()).unwrap();
+        let script = "import json, yaml; print(json.dumps(list(yaml.safe_load_all(open('vm.yaml')))))";
+        let ran = Cmd::new("/usr/bin/python3").arg("-c").arg(script).dir(dir.path()).run();
+        assert!(ran.code == Some(0), "{what}: {}", ran.stderr);
+        let documents: Vec<Value> = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(documents.len(), disks + 1, "{what}");
+        let vm = documents.last().unwrap();
+        let domain = &vm["spec"]["template"]["spec"]["domain"];
+        assert_eq!(domain["firmware"]["uuid"], "564d1234-5678-9abc-def0-123456789abc");
+        assert_eq!(domain["devices"]["interfaces"][0]["macAddress"], "00:0c:29:aa:bb:01");
+        assert_eq!(
+            domain["devices"]["disks"].as_array().unwrap().len(),
+            disks + 1,
+            "{what}: and the CD-ROM drive"
+        );
+        let names = |value: &Value| -> Vec<String> {
+            value.as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
+        };
+        let volumes = &vm["spec"]["template"]["spec"]["volumes"];
+        assert_eq!(names(volumes)[..], names(&domain["devices"]["disks"])[..disks], "{what}");
+        assert_eq!(
+            names(&vm["spec"]["template"]["spec"]["networks"]),
+            names(&domain["devices"]["interfaces"])
+        );
+        for (index, document) in documents[..disks].iter().enumerate() {
+            assert_eq!(document["metadata"]["name"], volumes[index]["dataVolume"]["name"], "{what}");
+        }
+    }
+}
+
+fn python_yaml() -> Need {
+    let ran = Cmd::new("/usr/bin/python3").arg("-c").arg("import yaml").run();
+    if ran.code == Some(0) { Ok(()) } else { Err("no python3-yaml on this machine".to_owned()) }
+}
+
+/// A `qm` of our own writes down what it is told, and shows imported disks as Proxmox does.
+#[test]
+fn the_script_for_proxmox_gives_qm_the_right_words() {
+    let dir = Dir::new();
+    let qm = r#"#!/bin/sh
+{ for word; do printf '<%s>' "$word"; done; echo; } >> "$QM_LOG"
+if [ "$1" = config ]; then echo "name: x"; echo "unused0: store:9/vm-9-disk-$(grep -c '<importdisk>' "$QM_LOG").raw"; fi
+"#;
+    let path = dir.file("qm");
+    std::fs::write(&path, qm).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let spec = TargetSpec { firmware: FirmwareKind::Uefi, ..spec(&dir, 2, Bus::VirtioScsi) };
+    let machine = Machine::new(&Guest { tpm: true, ..guest(2) }, &spec).unwrap();
+    let script = dir.file("make it's.sh");
+    std::fs::write(&script, proxmox::script(&machine, dir.path()).unwrap()).unwrap();
+    let search = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap_or_default());
+    let run = |words: &str| {
+        let log = dir.file("log");
+        Cmd::new("sh")
+            .arg(&script)
+            .words(words)
+            .env("PATH", &search)
+            .env("QM_LOG", log.to_str().unwrap())
+            .run()
+    };
+    assert_ne!(run("").code, Some(0), "a storage must be named");
+    let ran = run("store 9");
+    assert!(ran.code == Some(0), "{}", ran.stderr);
+    let log = std::fs::read_to_string(dir.file("log")).unwrap();
+    let lines: Vec<&str> = log.lines().filter(|line| line.starts_with('<')).collect();
+    assert!(lines[0].starts_with("<create><9><--name><it-s-a-web-db-no-1-HOME-id>"), "{}", lines[0]);
+    assert!(
+        lines[0].contains("<--net0><virtio=00:0C:29:AA:BB:01,bridge=vmbr0><--net1><virtio,bridge=br1>"),
+        "{}",
+        lines[0]
+    );
+    assert!(log.contains(&format!("<importdisk><9><./{NAME} 0.qcow2><store>\n")), "{log}");
+    assert!(
+        log.contains("<set><9><--scsi0><store:9/vm-9-disk-1.raw,discard=on,iothread=1,serial=S-0>\n"),
+        "{log}"
+    );
+    assert!(
+        log.contains("<set><9><--scsi1><store:9/vm-9-disk-2.raw,discard=on,iothread=1,serial=S-1>\n"),
+        "{log}"
+    );
+    assert!(log.contains("<set><9><--efidisk0><store:1,efitype=4m,pre-enrolled-keys=0>\n"), "{log}");
+    assert!(log.contains("<set><9><--boot><order=scsi0;scsi1>\n"), "{log}");
+}
+
+/// Disks with something on them, packed; unpacked by tar, they are the same again.
+#[test]
+fn an_archive_is_what_tar_and_sha256sum_take_it_for() {
+    requires!(tool("tar"), tool("sha256sum"), tool("xmllint"), tool("qemu-img"));
+    let dir = Dir::new();
+    let machine = packed(&dir);
+    let path = dir.file("it's packed.ova");
+    let ran = Cmd::new("tar").words("-tvf").arg(&path).run();
+    assert!(ran.code == Some(0), "{}", ran.stderr);
+    let names: Vec<&str> = ran.stdout.lines().map(|line| line.split_once(":00 ").unwrap().1).collect();
+    let expected = ["it's packed.ovf", "it's packed.mf", "it's packed-disk1.vmdk", "it's packed-disk2.vmdk"];
+    assert_eq!(names, expected);
+    let ran = Cmd::new("tar").words("-xf").arg(&path).dir(dir.path()).run();
+    assert!(ran.code == Some(0) && ran.stderr.is_empty(), "{}", ran.stderr);
+    let manifest = std::fs::read_to_string(dir.file("it's packed.mf")).unwrap();
+    for line in manifest.lines() {
+        let (name, digest) = line.strip_prefix("SHA256(").unwrap().split_once(")= ").unwrap();
+        let ran = Cmd::new("sha256sum").arg(dir.file(name)).run();
+        assert!(ran.stdout.trim_start_matches('\\').starts_with(digest), "{line}: {}", ran.stdout);
+    }
+    assert_eq!(manifest.lines().count(), 3);
+    let ran = Cmd::new("xmllint").arg("--noout").arg(dir.file("it's packed.ovf")).run();
+    assert!(ran.code == Some(0), "{}", ran.stderr);
+    let envelope = std::fs::read_to_string(dir.file("it's packed.ovf")).unwrap();
+    for (number, disk) in (1..).zip(&machine.disks) {
+        let name = format!("it's packed-disk{number}.vmdk");
+        let len = dir.file(&name).metadata().unwrap().len();
+        assert!(
+            envelope.contains(&format!("ovf:href=\"{name}\" ovf:id=\"file{number}\" ovf:size=\"{len}\"")),
+            "{envelope}"
+        );
+        let ran = Cmd::new("qemu-img").words("compare").arg(&disk.path).arg(dir.file(&name)).run();
+        assert!(ran.code == Some(0), "{name}: {}{}", ran.stdout, ran.stderr);
+    }
+    let leftovers = std::fs::read_dir(dir.path()).unwrap();
+    assert!(
+        leftovers
+            .filter_map(Result::ok)
+            .all(|entry| !entry.file_name().to_string_lossy().contains("partial"))
+    );
+}
+
+/// Makes `it's packed.ova` of two disks.
+fn packed(dir: &Dir) -> Machine {
+    let spec = spec(dir, 2, Bus::Virtio);
+    let machine = Machine::new(&guest(2), &spec).unwrap();
+    let mut sources = vec![];
+    for (index, disk) in (1_u8..).zip(&machine.disks) {
+        let bytes: Vec<u8> = (0..8_u32 << 20)
+            .map(|at| if at % 0x30_0000 < 0x5_1234 { (at as u8).wrapping_mul(index) } else { 0 })
+            .collect();
+        let raw = dir.file("disk.raw");
+        std::fs::write(&raw, bytes).unwrap();
+        let words = "convert -f raw -O qcow2 disk.raw";
+        let ran = Cmd::new("qemu-img").words(words).arg(&disk.path).dir(dir.path()).run();
+        assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+        // By its path: the name has a comma, which a plain file name may have.
+        let spec = image::Spec::from_filename(disk.path.to_str().unwrap()).unwrap();
+        let layer = image::open(&spec, &image::OpenOptions::default()).unwrap();
+        sources.push(ova::Source { layer, disk: None });
+    }
+    let path = dir.file("it's packed.ova");
+    ova::write(&path, &machine, &ovf::Product::default(), &sources, &image::progress::Quiet).unwrap();
+    machine
 }

@@ -11,16 +11,21 @@
 //! The same machine always gives the same text. Nothing is looked up on the host: whether a file or a bridge is there is the
 //! caller's business.
 
+pub mod kubevirt;
 pub mod libvirt;
 pub mod machine;
 pub mod network;
 pub mod nvram;
 pub mod os;
+pub mod ova;
+pub mod ovf;
+pub mod proxmox;
 pub mod qemu;
 mod shell;
 #[cfg(test)]
 mod tests;
 mod xml;
+mod yaml;
 
 use std::path::PathBuf;
 

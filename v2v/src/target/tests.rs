@@ -187,3 +187,27 @@ fn cards_are_kept_where_qemu_has_them() {
     let machine = machine((guest, spec));
     assert_eq!(machine.nics.iter().map(|nic| nic.model.as_str()).collect::<Vec<_>>(), ["vmxnet3", "e1000"]);
 }
+
+#[test]
+fn proxmox_configuration_and_script() {
+    let place = proxmox::Place { vmid: 123, ..proxmox::Place::default() };
+    golden("rich.conf", &proxmox::config(&machine(rich()), &place));
+    golden("poor.conf", &proxmox::config(&machine(poor()), &place));
+    golden("rich.proxmox.sh", &proxmox::script(&machine(rich()), Path::new("/images")).unwrap());
+    golden("poor.proxmox.sh", &proxmox::script(&machine(poor()), Path::new("/images")).unwrap());
+}
+
+#[test]
+fn kubevirts_manifest() {
+    golden("rich.yaml", &kubevirt::manifest(&machine(rich())).unwrap());
+    golden("poor.yaml", &kubevirt::manifest(&machine(poor())).unwrap());
+}
+
+#[test]
+fn the_envelope_of_ovf() {
+    let files = |count: usize| -> Vec<ovf::DiskFile> {
+        (1..=count).map(|number| ovf::DiskFile { name: format!("d{number}.vmdk"), len: 1000 }).collect()
+    };
+    golden("rich.ovf", &ovf::envelope(&machine(rich()), &ovf::Product::default(), &files(3)));
+    golden("poor.ovf", &ovf::envelope(&machine(poor()), &ovf::Product::VirtualBox, &files(1)));
+}
