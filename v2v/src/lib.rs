@@ -20,6 +20,7 @@
 
 pub mod convert;
 pub mod guest;
+pub mod initramfs;
 pub mod inspect;
 pub mod names;
 pub mod plan;

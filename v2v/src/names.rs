@@ -75,12 +75,19 @@ fn position(device: &str) -> Option<Location> {
 /// Links that name a disk by its serial number or its place in the machine, neither of which is on the disk: clear only
 /// where there is one disk.
 fn by_link(disks: &Disks, device: &str) -> Option<Location> {
-    let link = ["disk/by-id/", "disk/by-path/"].into_iter().find_map(|folder| device.strip_prefix(folder))?;
-    if disks.disks().len() != 1 || ["dm-", "md-", "lvm-"].iter().any(|other| link.starts_with(other)) {
+    let link = hardware_link(device)?;
+    if disks.disks().len() != 1 || NOT_HARDWARE.iter().any(|other| link.starts_with(other)) {
         return None;
     }
     let number = link.rsplit_once("-part").map_or("", |(_, number)| number);
     place(0, number)
+}
+
+/// Links in `by-id` that go by what is on the disk.
+const NOT_HARDWARE: [&str; 3] = ["dm-", "md-", "lvm-"];
+
+fn hardware_link(device: &str) -> Option<&str> {
+    ["disk/by-id/", "disk/by-path/"].into_iter().find_map(|folder| device.strip_prefix(folder))
 }
 
 fn place(disk: usize, number: &str) -> Option<Location> {
@@ -94,8 +101,8 @@ fn place(disk: usize, number: &str) -> Option<Location> {
 /// controller gives another name.
 pub fn is_unstable(name: &str) -> bool {
     let Some(device) = name.strip_prefix("/dev/") else { return false };
-    if device.starts_with("disk/by-id/") || device.starts_with("disk/by-path/") {
-        return true;
+    if let Some(link) = hardware_link(device) {
+        return !NOT_HARDWARE.iter().any(|other| link.starts_with(other));
     }
     if ["nvme", "mmcblk", "cciss/", "cciss!", "ida/", "ida!"].iter().any(|family| device.starts_with(family))
     {

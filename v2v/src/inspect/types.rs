@@ -197,7 +197,7 @@ pub struct Kernel {
 pub struct Initramfs {
     /// `initramfs-tools`, `dracut`, `mkinitcpio`, `mkinitrd`; empty if not known.
     pub generator: String,
-    /// Compression of the last segment: `none`, `gzip`, `xz`, `lzma`, `bzip2`, `lz4`, `zstd`.
+    /// Compression of the largest segment: `none`, `gzip`, `xz`, `lzma`, `bzip2`, `lz4`, `zstd`.
     pub compression: String,
     /// How many segments (cpio archives) it has; the early one with microcode included.
     pub segments: usize,

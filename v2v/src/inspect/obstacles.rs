@@ -1,0 +1,213 @@
+//! What stands in the way of KVM.
+
+use guestdisk::Disks;
+use guestdisk::detect::Kind;
+
+use super::{DriverPlace, Inspection, Kernel, Obstacle, System};
+use crate::view::GuestView;
+
+/// Where swap space has its signature: at the end of the first page.
+const SIGNATURE: u64 = 4086;
+/// Signatures of swap space that holds the memory of a machine which sleeps.
+const SLEEPING: [&[u8]; 3] = [b"S1SUSPEND\0", b"S2SUSPEND\0", b"ULSUSPEND\0"];
+
+/// Finds what is in the way of a Linux.
+pub(super) fn fill(disks: &Disks, view: &GuestView, system: &mut System) {
+    let mut found = vec![];
+    selinux(view, system);
+    for kernel in &system.kernels {
+        found.extend(of_kernel(kernel));
+    }
+    if system.kernels.is_empty() {
+        found.push(Obstacle {
+            code: "no-kernel",
+            message: "no kernel was found, neither through a boot loader nor in /boot".into(),
+            hint: "a paravirtual Xen guest may have its kernel on the host: install one, and a boot loader"
+                .into(),
+            fatal: true,
+        });
+    } else if system.entries.is_empty() {
+        found.push(Obstacle {
+            code: "no-boot-loader",
+            message: "no boot loader configuration offers a kernel of this system".into(),
+            hint: "install a boot loader in the guest, or start the kernel directly".into(),
+            fatal: false,
+        });
+    }
+    found.extend(of_mounts(view, system));
+    found.extend(of_volumes(disks));
+    system.obstacles = found;
+}
+
+/// What is in the way where no system was found that it could belong to.
+pub(super) fn without_system(disks: &Disks, found: &mut Inspection) {
+    if !found.systems.is_empty() {
+        return;
+    }
+    found.problems.push("no operating system was found".into());
+    found.problems.extend(of_volumes(disks).into_iter().map(|obstacle| obstacle.message));
+    for volume in disks.volumes() {
+        match &volume.content {
+            Some(content) if !content.kind.is_readable() => {
+                let problem = format!("{}: {}, which is not read", volume.location, content.kind);
+                if !matches!(content.kind, Kind::Swap | Kind::Lvm2) && !found.problems.contains(&problem) {
+                    found.problems.push(problem);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn place(kernel: &Kernel, name: &str) -> DriverPlace {
+    kernel
+        .drivers
+        .iter()
+        .find(|driver| driver.name == name)
+        .map_or(DriverPlace::Missing, |driver| driver.place)
+}
+
+/// What is in the way of a kernel. Only what holds for the one that starts by itself is fatal.
+fn of_kernel(kernel: &Kernel) -> Option<Obstacle> {
+    let release = &kernel.release;
+    if release.ends_with("xen") || release.ends_with("xenU") || release.ends_with("xen0") {
+        return Some(Obstacle {
+            code: "xen-only-kernel",
+            message: format!("the kernel {release} runs under Xen only"),
+            hint: "install an ordinary kernel in the guest before it is converted".into(),
+            fatal: kernel.default,
+        });
+    }
+    if kernel.drivers.is_empty() {
+        return kernel.default.then(|| Obstacle {
+            code: "drivers-unknown",
+            message: format!("which drivers the kernel {release} has cannot be found out"),
+            hint: "its modules or its configuration are not where they usually are".into(),
+            fatal: false,
+        });
+    }
+    let reachable = |name: &str| matches!(place(kernel, name), DriverPlace::BuiltIn | DriverPlace::Initramfs);
+    let there = |name: &str| place(kernel, name) != DriverPlace::Missing;
+    let is_early = reachable("virtio_pci")
+        && (reachable("virtio_blk") || reachable("virtio_scsi") && reachable("sd_mod"));
+    if is_early {
+        return None;
+    }
+    if there("virtio_pci") && (there("virtio_blk") || there("virtio_scsi")) {
+        return Some(Obstacle {
+            code: "virtio-not-in-initramfs",
+            message: format!(
+                "the kernel {release} has virtio drivers, but not where they are needed to find its root"
+            ),
+            hint: "converting the guest adds them to its initramfs".into(),
+            fatal: false,
+        });
+    }
+    let other = ["ahci", "ata_piix", "nvme"].into_iter().find(|name| reachable(name));
+    Some(Obstacle {
+        code: "no-virtio-driver",
+        message: format!("the kernel {release} has no driver for virtio disks"),
+        hint: match other {
+            Some(driver) => format!("attach the disks by SATA or IDE instead: {driver} is there"),
+            None => "install a kernel with virtio drivers in the guest before it is converted".into(),
+        },
+        fatal: kernel.default,
+    })
+}
+
+/// File systems that were not left cleanly, and what fstab names in vain.
+fn of_mounts(view: &GuestView, system: &System) -> Vec<Obstacle> {
+    let mut found = vec![];
+    let mut seen = vec![];
+    for mount in view.mounts() {
+        let Ok(place) = view.locate(&mount.path) else { continue };
+        let Ok(files) = view.file_system(&place) else { continue };
+        if seen.contains(&mount.volume) {
+            continue;
+        }
+        seen.push(mount.volume);
+        found.extend(files.notes().iter().map(|note| Obstacle {
+            code: "unclean",
+            message: format!("{}: {note}", mount.path.display()),
+            hint: "shut the guest down before it is copied, if that is possible".into(),
+            fatal: false,
+        }));
+    }
+    let in_vain = system.mounts.iter().filter(|mount| {
+        let needed = !mount.options.split(',').any(|option| matches!(option, "noauto" | "nofail"));
+        let device = mount.spec.starts_with("/dev/") || mount.spec.contains('=');
+        needed && device && mount.volume.is_none() && !is_network(&mount.kind) && !is_optical(&mount.spec)
+    });
+    found.extend(in_vain.map(|mount| Obstacle {
+        code: "mount-missing",
+        message: format!(
+            "fstab line {}: '{}' for {} is on none of the disks",
+            mount.line,
+            mount.spec,
+            mount.path.display()
+        ),
+        hint: "give all disks of the guest, or expect it to wait for this one when it starts".into(),
+        fatal: false,
+    }));
+    found
+}
+
+fn is_network(kind: &str) -> bool {
+    matches!(kind, "nfs" | "nfs4" | "cifs" | "smb3" | "glusterfs" | "ceph" | "9p" | "virtiofs" | "vboxsf")
+}
+
+fn is_optical(spec: &str) -> bool {
+    ["/dev/sr", "/dev/cdrom", "/dev/dvd", "/dev/fd", "/dev/scd"].iter().any(|start| spec.starts_with(start))
+}
+
+/// What lies on the disks and is in the way of whatever system it belongs to.
+fn of_volumes(disks: &Disks) -> Vec<Obstacle> {
+    let mut found = vec![];
+    for volume in disks.volumes() {
+        let place = &volume.location;
+        let kind = volume.content.as_ref().map(|content| content.kind);
+        let (code, message, hint) = match kind {
+            Some(Kind::Luks) => (
+                "encrypted",
+                format!("{place} is encrypted (LUKS): what lies in it was not looked at"),
+                "an encrypted root is not converted; if only data are in it, nothing is to be done",
+            ),
+            Some(Kind::BitLocker) => (
+                "bitlocker",
+                format!("{place} is encrypted (BitLocker)"),
+                "suspend or remove BitLocker in the guest before it is converted",
+            ),
+            Some(Kind::LinuxRaid) => (
+                "md-raid",
+                format!("{place} is a member of a software RAID, which was not looked at"),
+                "if the root lies on it, the guest is not converted",
+            ),
+            None if is_asleep(volume) => (
+                "hibernated",
+                format!("{place} holds the memory of a hibernated guest"),
+                "resume the guest and shut it down before it is converted",
+            ),
+            _ => continue,
+        };
+        found.push(Obstacle { code, message, hint: hint.into(), fatal: code == "hibernated" });
+    }
+    found
+}
+
+fn is_asleep(volume: &guestdisk::Volume) -> bool {
+    let mut signature = [0; 10];
+    let read = volume.device.read_at(&mut signature, SIGNATURE);
+    read.is_ok() && SLEEPING.contains(&&signature[..])
+}
+
+/// Whether SELinux is on.
+fn selinux(view: &GuestView, system: &mut System) {
+    let text =
+        view.text("/etc/selinux/config").or_else(|| view.text("/etc/sysconfig/selinux")).unwrap_or_default();
+    let mode = text.lines().rev().find_map(|line| line.trim().strip_prefix("SELINUX=")).unwrap_or_default();
+    let off = |entry: &guestdisk::boot::Entry| {
+        entry.default && entry.cmdline.split_whitespace().any(|word| matches!(word, "selinux=0"))
+    };
+    let on = matches!(mode.trim().to_ascii_lowercase().as_str(), "enforcing" | "permissive");
+    system.selinux = on && !system.entries.iter().any(off);
+}
