@@ -152,6 +152,14 @@ impl App {
         }
     }
 
+    /// The same for programs that unpack: in `directory`, files, folders and links may be made.
+    pub(crate) fn confine_to_unpacking(&self, directory: &Path) {
+        if self.global.untrusted {
+            let applied = sandbox::enter_unpacking(directory);
+            self.tell(&format!("sandbox: {applied}"));
+        }
+    }
+
     /// Shows a failure and finds the exit code.
     fn end(&self, failure: Failure) -> Exit {
         match failure {
@@ -279,16 +287,20 @@ fn run(cli: &Cli, app: &App) -> Outcome {
         Command::Bench(args) => cmd::bench::run(args, app),
         Command::Bitmap(args) => cmd::bitmap::run(args, app),
         Command::Bootcheck(args) => cmd::bootcheck::run(args, app),
+        Command::Cat(args) => cmd::cat::run(args, app),
         Command::Check(args) => cmd::check::run(args, app),
         Command::Checksum(args) => cmd::checksum::run(args, app),
         Command::Commit(args) => cmd::commit::run(args, app),
         Command::Compare(args) => cmd::compare::run(args, app),
         Command::Convert(args) => cmd::convert::run(args, app),
         Command::Copy(args) => cmd::copy::run(args, app),
+        Command::CpOut(args) => cmd::cp_out::run(args, app),
         Command::Create(args) => cmd::create::run(args, app),
         Command::Dd(args) => cmd::dd::run(args, app),
         Command::Doctor(args) => cmd::doctor::run(args, app),
         Command::Info(args) => cmd::info::run(args, app),
+        Command::Inspect(args) => cmd::inspect::run(args, app),
+        Command::Ls(args) => cmd::ls::run(args, app),
         Command::Map(args) => cmd::map::run(args, app),
         Command::Measure(args) => cmd::measure::run(args, app),
         Command::Nbd(args) => cmd::nbd::run(args, app),

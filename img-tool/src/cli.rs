@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Bitmap(Box<cmd::bitmap::Args>),
     /// Check whether an image boots
     Bootcheck(Box<cmd::bootcheck::Args>),
+    /// Print files of a guest
+    Cat(cmd::cat::Args),
     /// Check the structures of an image, and repair them
     Check(cmd::check::Args),
     /// Print digests of the contents of disks, or check them
@@ -77,6 +79,8 @@ pub(crate) enum Command {
     Convert(Box<cmd::convert::Args>),
     /// Copy between files, images and network block devices
     Copy(Box<cmd::copy::Args>),
+    /// Copy files and folders out of a guest
+    CpOut(cmd::cp_out::Args),
     /// Create an image
     Create(cmd::create::Args),
     /// Copy blocks of an image to another, in another format if wanted
@@ -85,6 +89,10 @@ pub(crate) enum Command {
     Doctor(cmd::doctor::Args),
     /// Display information about an image
     Info(cmd::info::Args),
+    /// Say what is inside a guest: systems, kernels and their drivers, boot loaders, what stands in the way of KVM
+    Inspect(cmd::inspect::Args),
+    /// List files of a guest
+    Ls(cmd::ls::Args),
     /// Show where the bytes of an image come from
     Map(cmd::map::Args),
     /// Calculate the file size required for a new image

@@ -28,6 +28,15 @@ impl Output {
         })
     }
 
+    /// Writes bytes on standard output as they are.
+    pub(crate) fn write(&self, bytes: &[u8]) -> Outcome<()> {
+        let mut stdout = std::io::stdout().lock();
+        stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| match error.kind() {
+            ErrorKind::BrokenPipe => Failure::BrokenPipe,
+            _ => block::Error::from(error).context("could not write to standard output").into(),
+        })
+    }
+
     /// Prints a text on standard error; there is nobody left to tell if that fails.
     pub(crate) fn say(&self, text: &str) {
         let mut stderr = std::io::stderr().lock();

@@ -53,6 +53,19 @@ pub(crate) fn enter_reading(paths: &[PathBuf]) -> String {
     enter_with(paths, AccessFs::ReadFile | AccessFs::ReadDir, &[])
 }
 
+/// Gives up everything but work on open files, and making files, folders and links in `directory`. Says what was applied.
+pub(crate) fn enter_unpacking(directory: &Path) -> String {
+    let all = AccessFs::ReadFile
+        | AccessFs::ReadDir
+        | AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::MakeReg
+        | AccessFs::MakeDir
+        | AccessFs::MakeSym;
+    let calls = [libc::SYS_mkdirat, libc::SYS_symlinkat, libc::SYS_utimensat];
+    enter_with(&[directory.to_owned()], all, &calls)
+}
+
 /// Gives up everything but work on open files, and KVM; its threads may give up more. Says what was applied.
 pub(crate) fn enter_for_machine() -> String {
     let access = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;

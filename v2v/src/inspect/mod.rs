@@ -29,7 +29,7 @@ mod windows;
 
 use block::Result;
 use guestdisk::Disks;
-use guestdisk::boot::{self, Boot};
+use guestdisk::boot;
 
 use crate::names::DiskNames;
 use crate::view::GuestView;
@@ -64,46 +64,51 @@ pub fn inspect(disks: &Disks) -> Result<Inspection> {
 /// As [`inspect`].
 pub fn inspect_with(disks: &Disks, names: &DiskNames) -> Result<Inspection> {
     let mut found = Inspection { problems: disks.problems().to_vec(), ..Inspection::default() };
-    let roots = roots::find(disks, &mut found.problems);
-    let boot = boot::entries(disks);
-    let several = roots.len() > 1;
-    for root in roots {
-        found.systems.push(system(disks, names, &boot, root, several, &mut found.problems));
+    found.systems = roots(disks, names, &mut found.problems);
+    for system in &mut found.systems {
+        fill(disks, names, system, &mut found.problems);
     }
     if let Some(windows) = windows::find(disks, found.systems.is_empty()) {
         found.systems.push(windows);
     }
-    // What starts by itself comes first.
-    found.systems.sort_by_key(|system| !system.entries.iter().any(|entry| entry.default));
     loaders::firmware(disks, &mut found);
     obstacles::without_system(disks, &mut found);
     Ok(found)
 }
 
-/// Looks at one Linux.
-fn system(
-    disks: &Disks,
-    names: &DiskNames,
-    boot: &Boot,
-    root: roots::Root,
-    several: bool,
-    problems: &mut Vec<String>,
-) -> System {
-    let mut system = System {
-        root: root.volume,
-        location: disks.volumes()[root.volume].location.clone(),
-        subvolume: root.subvolume,
-        ..System::default()
+/// The systems of a guest with nothing but what makes their trees: where their roots are, what they mount, and what starts
+/// them. The one that starts by itself comes first.
+pub fn trees(disks: &Disks, names: &DiskNames) -> Vec<System> {
+    roots(disks, names, &mut vec![])
+}
+
+fn roots(disks: &Disks, names: &DiskNames, problems: &mut Vec<String>) -> Vec<System> {
+    let found = roots::find(disks, problems);
+    let (boot, several) = (boot::entries(disks), found.len() > 1);
+    let system = |root: roots::Root| {
+        let mut system = System {
+            root: root.volume,
+            location: disks.volumes()[root.volume].location.clone(),
+            subvolume: root.subvolume,
+            ..System::default()
+        };
+        system.mounts = fstab::mounts(disks, names, &system);
+        system.entries = kernels::entries_of(disks, names, &boot, &system, several);
+        system
     };
-    system.mounts = fstab::mounts(disks, names, &system);
-    let view = GuestView::with_names(disks, &system, names);
-    release::fill(&view, &mut system);
-    system.entries = kernels::entries_of(disks, names, boot, &system, several);
-    loaders::fill(disks, &view, &mut system);
-    kernels::fill(&view, &mut system, problems);
-    tools::fill(&view, &mut system);
-    network::fill(&view, &mut system);
-    devices::fill(disks, names, &view, &mut system);
-    obstacles::fill(disks, &view, &mut system);
-    system
+    let mut systems: Vec<_> = found.into_iter().map(system).collect();
+    systems.sort_by_key(|system| !system.entries.iter().any(|entry| entry.default));
+    systems
+}
+
+/// Looks at one Linux.
+fn fill(disks: &Disks, names: &DiskNames, system: &mut System, problems: &mut Vec<String>) {
+    let view = GuestView::with_names(disks, system, names);
+    release::fill(&view, system);
+    loaders::fill(disks, &view, system);
+    kernels::fill(&view, system, problems);
+    tools::fill(&view, system);
+    network::fill(&view, system);
+    devices::fill(disks, names, &view, system);
+    obstacles::fill(disks, &view, system);
 }

@@ -41,6 +41,8 @@ pub struct GuestView {
     mounts: Vec<MountPoint>,
     /// Paths of the guest that are known to be directories.
     directories: Mutex<HashSet<PathBuf>>,
+    /// Pages that may be read.
+    most_work: u64,
 }
 
 /// Where a file of the guest is.
@@ -84,7 +86,14 @@ impl GuestView {
             volumes: disks.volumes().iter().map(VolumeFiles::new).collect(),
             mounts: vec![root],
             directories: Mutex::default(),
+            most_work: MOST_WORK,
         }
+    }
+
+    /// The same for a caller who wants as many bytes as there are, and can be interrupted.
+    #[must_use]
+    pub fn without_limit(self) -> Self {
+        Self { most_work: u64::MAX, ..self }
     }
 
     /// What is mounted where, the longest paths first, the root last.
@@ -239,7 +248,7 @@ impl GuestView {
     }
 
     fn files(&self, volume: usize, from_top: bool) -> Result<&FileSystem> {
-        if self.work() > MOST_WORK {
+        if self.work() > self.most_work {
             return Err(Error::unsupported("the file systems take too long to read"));
         }
         self.volume(volume)?.files(from_top)

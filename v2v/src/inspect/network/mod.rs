@@ -30,7 +30,7 @@ pub struct Found {
 type Parser = fn(&str, &str) -> Vec<Found>;
 
 /// Files, and folders (with a slash at the end) of which the files with this beginning and end are read.
-const SOURCES: [(&str, &str, &str, Parser); 17] = [
+const SOURCES: [(&str, &str, &str, Parser); 16] = [
     ("/etc/network/interfaces", "", "", files::ifupdown),
     ("/etc/network/interfaces.d/", "", "", files::ifupdown),
     ("/etc/netplan/", "", ".yaml", netplan::parse),
@@ -40,7 +40,6 @@ const SOURCES: [(&str, &str, &str, Parser); 17] = [
     ("/etc/sysconfig/network/", "ifcfg-", "", files::ifcfg),
     ("/etc/systemd/network/", "", ".network", files::networkd),
     ("/etc/systemd/network/", "", ".link", files::networkd),
-    ("/usr/lib/systemd/network/", "", ".network", files::networkd),
     ("/etc/udev/rules.d/", "", ".rules", files::udev),
     ("/etc/netctl/", "", "", files::netctl),
     ("/etc/conf.d/net", "", "", files::gentoo),
