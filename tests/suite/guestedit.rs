@@ -117,3 +117,220 @@ fn ext_large_directories() {
         edit::e2fsck(&dir, "disk", &options);
     }
 }
+
+/// A file system that was copied while it was mounted: we bring the journal to its end as e2fsck does.
+#[test]
+fn ext_journal_is_replayed_as_by_e2fsck() {
+    requires!(tool("mke2fs"), guest::mounts("ext4"));
+    let dir = Dir::new();
+    for options in [
+        "-t ext4",
+        "-t ext4 -O ^64bit,^metadata_csum",
+        "-t ext3 -b 1024",
+        "-t ext4 -b 1024 -O 64bit,metadata_csum -J size=1",
+    ] {
+        mke2fs(&dir, options, "64M");
+        let mounted = guest::Mounted::new(&dir, ",commit=1");
+        std::fs::create_dir(dir.file("mnt/new")).unwrap();
+        for index in 0..300 {
+            // Contents that begin like a block of the journal have to be escaped, in a directory or with data=journal.
+            std::fs::write(dir.file(&format!("mnt/new/{index}")), format!("contents {index}")).unwrap();
+        }
+        Cmd::new("sync").arg("-f").arg("mnt").dir(dir.path()).ok();
+        for index in 0..100 {
+            std::fs::remove_file(dir.file(&format!("mnt/new/{index}"))).unwrap();
+        }
+        std::fs::remove_file(dir.file("mnt/new/200")).unwrap();
+        let held = std::fs::File::open(dir.file("mnt/new/201")).unwrap();
+        std::fs::remove_file(dir.file("mnt/new/201")).unwrap();
+        Cmd::new("sync").arg("-f").arg("mnt").dir(dir.path()).ok();
+        dir.copy("disk", "copy");
+        dir.copy("disk", "theirs");
+        drop(held);
+        drop(mounted);
+        let mut fs = edit::open(&dir.file("copy"));
+        assert!(
+            fs.notes().iter().any(|note| note.contains("written from it")),
+            "{options}: {:?}",
+            fs.notes()
+        );
+        assert!(fs.notes().iter().any(|note| note.contains("removed while")), "{options}: {:?}", fs.notes());
+        fs.sync().unwrap();
+        edit::e2fsck(&dir, "copy", &options);
+        Cmd::new("e2fsck").words("-fy theirs").dir(dir.path()).run();
+        let dump = |disk: &str| {
+            std::fs::create_dir(dir.file(&format!("{disk}.d"))).unwrap();
+            let rdump = format!("rdump / {disk}.d");
+            Cmd::new("debugfs").arg("-R").arg(rdump).arg(disk).dir(dir.path()).ok();
+        };
+        dump("copy");
+        dump("theirs");
+        Cmd::new("diff").words("-r copy.d theirs.d").dir(dir.path()).ok();
+        assert_eq!(fs.list(Path::new("/new")).unwrap().len(), 198);
+        let _ = std::fs::remove_dir_all(dir.file("copy.d"));
+        let _ = std::fs::remove_dir_all(dir.file("theirs.d"));
+    }
+}
+
+/// Linux goes on where we have ended, and the other way round, several times.
+#[test]
+fn ext_in_turn_with_linux() {
+    requires!(tool("mke2fs"), guest::mounts("ext4"));
+    let dir = Dir::new();
+    for options in ["-t ext4", "-t ext4 -b 1024 -O inline_data -I 256", "-t ext3", "-t ext2 -b 1024"] {
+        mke2fs(&dir, options, "64M");
+        for round in 0..4 {
+            let mounted = guest::Mounted::new(&dir, "");
+            let on = |name: &str| mounted.path.join(name);
+            std::fs::create_dir(on(&format!("by linux {round}"))).unwrap();
+            for index in 0..200 {
+                let name = format!("by linux {round}/{index} with a long name for many blocks");
+                std::fs::write(on(&name), format!("{index}").repeat(index)).unwrap();
+            }
+            std::os::unix::fs::symlink("x".repeat(70 + 30 * round), on(&format!("link {round}"))).unwrap();
+            std::fs::hard_link(
+                on(&format!("by linux {round}/7 with a long name for many blocks")),
+                on(&format!("hard {round}")),
+            )
+            .unwrap();
+            if round > 0 {
+                for index in (0..400).step_by(3) {
+                    let name = format!("by us {}/{index} with a long name for many blocks", round - 1);
+                    assert_eq!(std::fs::read(on(&name)).unwrap(), index.to_string().repeat(index).as_bytes());
+                    std::fs::remove_file(on(&name)).unwrap();
+                }
+                let target = std::fs::read_link(on(&format!("our link {}", round - 1))).unwrap();
+                assert_eq!(target.as_os_str().len(), 40 + 30 * (round - 1));
+            }
+            drop(mounted);
+            edit::e2fsck(&dir, "disk", &(options, round, "linux"));
+            let mut fs = edit::open(&dir.file("disk"));
+            let ours = format!("/by us {round}");
+            fs.mkdir(Path::new(&ours), &Attributes::mode(0o755)).unwrap();
+            for index in 0..400 {
+                let name = format!("{ours}/{index} with a long name for many blocks");
+                fs.create(
+                    Path::new(&name),
+                    index.to_string().repeat(index).as_bytes(),
+                    &Attributes::mode(0o644),
+                )
+                .unwrap();
+            }
+            for index in 0..200 {
+                let name = format!("/by linux {round}/{index} with a long name for many blocks");
+                assert_eq!(
+                    fs.read(Path::new(&name), 1 << 20).unwrap(),
+                    index.to_string().repeat(index).as_bytes()
+                );
+                match index % 3 {
+                    0 => fs.replace(Path::new(&name), &vec![7; index * 40]).unwrap(),
+                    1 => fs.remove(Path::new(&name)).unwrap(),
+                    _ => fs
+                        .create(Path::new(&format!("{name} more")), b"more", &Attributes::mode(0o644))
+                        .unwrap(),
+                }
+            }
+            let target = "y".repeat(40 + 30 * round);
+            fs.symlink(Path::new(&format!("/our link {round}")), Path::new(&target), &Attributes::default())
+                .unwrap();
+            assert_eq!(fs.stat(Path::new(&format!("/hard {round}"))).unwrap().unwrap().links, 1);
+            fs.sync().unwrap();
+            drop(fs);
+            edit::e2fsck(&dir, "disk", &(options, round, "us"));
+        }
+    }
+}
+
+/// A disk that is nearly full: the blocks of a file are used again, and what cannot be done leaves no trace.
+#[test]
+fn ext_without_room() {
+    requires!(tool("mke2fs"));
+    let dir = Dir::new();
+    for options in ["-t ext4 -b 1024", "-t ext4 -b 1024 -O ^has_journal,^extents,^64bit", "-t ext2 -b 4096"] {
+        mke2fs(&dir, options, "16M");
+        let mut fs = edit::open(&dir.file("disk"));
+        let (large, small) = (Path::new("/large"), Path::new("/small"));
+        let free = fs.free().unwrap().bytes;
+        let len = usize::try_from(free / 3 * 2).unwrap();
+        fs.create(large, &vec![1; len], &Attributes::mode(0o600)).unwrap();
+        fs.replace(large, &vec![2; len + 100_000]).unwrap();
+        assert_eq!(
+            fs.create(small, &vec![3; len], &Attributes::default()).unwrap_err().kind(),
+            block::ErrorKind::NoSpace
+        );
+        assert_eq!(fs.replace(large, &vec![3; 2 * len]).unwrap_err().kind(), block::ErrorKind::NoSpace);
+        assert_eq!(fs.stat(small).unwrap(), None);
+        assert!(fs.read(large, 1 << 30).unwrap() == vec![2; len + 100_000]);
+        fs.sync().unwrap();
+        edit::e2fsck(&dir, "disk", &options);
+        fs.remove(large).unwrap();
+        // What has been given back is found again.
+        fs.create(small, &vec![4; len], &Attributes::default()).unwrap();
+        fs.remove(small).unwrap();
+        fs.sync().unwrap();
+        let (before, after) = (free, fs.free().unwrap().bytes);
+        assert!(before.abs_diff(after) <= 8192, "{before} {after}");
+        edit::e2fsck(&dir, "disk", &options);
+        let mut made = 0;
+        while fs.create(Path::new(&format!("/file {made}")), b"x", &Attributes::default()).is_ok() {
+            made += 1;
+        }
+        fs.sync().unwrap();
+        assert!(made > 1000, "{made}");
+        edit::e2fsck(&dir, "disk", &options);
+    }
+}
+
+/// Attributes in the inode, in a block, and in one that is shared.
+#[test]
+fn ext_attributes() {
+    requires!(tool("mke2fs"), guest::mounts("ext4"), tool("getfattr"));
+    let dir = Dir::new();
+    for options in ["-t ext4", "-t ext4 -I 128", "-t ext4 -b 1024 -O ^metadata_csum -I 512"] {
+        mke2fs(&dir, options, "32M");
+        let mounted = guest::Mounted::new(&dir, "");
+        for name in ["one", "two"] {
+            std::fs::write(mounted.path.join(name), b"x").unwrap();
+            for (attribute, len) in [("user.small", 20), ("user.large", 400)] {
+                let value = "v".repeat(len);
+                Cmd::new("setfattr")
+                    .arg("-n")
+                    .arg(attribute)
+                    .arg("-v")
+                    .arg(value)
+                    .arg(mounted.path.join(name))
+                    .ok();
+            }
+        }
+        drop(mounted);
+        let mut fs = edit::open(&dir.file("disk"));
+        let one = Path::new("/one");
+        assert_eq!(fs.xattr(one, "user.large").unwrap().unwrap(), "v".repeat(400).as_bytes());
+        assert_eq!(fs.xattr(one, "user.none").unwrap(), None);
+        fs.replace(one, &vec![1; 10_000]).unwrap();
+        let xattrs = vec![
+            (b"security.selinux".to_vec(), b"label".to_vec()),
+            (b"user.zeros".to_vec(), vec![0; 300]),
+            (b"user.empty".to_vec(), vec![]),
+            (b"trusted.a".to_vec(), b"abc".repeat(30)),
+        ];
+        let like = Attributes { xattrs: xattrs.clone(), ..Attributes::mode(0o644) };
+        fs.create(Path::new("/three"), b"three", &like).unwrap();
+        fs.remove(Path::new("/two")).unwrap();
+        fs.sync().unwrap();
+        edit::e2fsck(&dir, "disk", &options);
+        for (name, value) in &xattrs {
+            let name = std::str::from_utf8(name).unwrap();
+            assert_eq!(fs.xattr(Path::new("/three"), name).unwrap().as_ref(), Some(value));
+        }
+        let mounted = guest::Mounted::new(&dir, "");
+        let shown =
+            Cmd::new("getfattr").words("-d -m - -e hex mnt/one mnt/three").dir(dir.path()).ok().story();
+        for part in ["user.zeros=0x0000", "user.empty", "security.selinux=0x6c6162656c", "trusted.a=0x616263"]
+        {
+            assert!(shown.contains(part), "{shown}");
+        }
+        assert!(shown.matches("user.large=0x7676").count() == 1, "{shown}");
+        drop(mounted);
+    }
+}
