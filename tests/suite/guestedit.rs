@@ -334,3 +334,62 @@ fn ext_attributes() {
         drop(mounted);
     }
 }
+
+/// FAT of all three widths, judged by fsck.vfat, mtools and our own reader.
+#[test]
+fn fat_at_random() {
+    requires!(tool("mkfs.vfat"), tool("mcopy"));
+    let dir = Dir::new();
+    for (seed, (size, options)) in (1..).zip([
+        (4 << 20, "-F 12"),
+        (20 << 20, "-F 16"),
+        (48 << 20, "-F 32 -s 1"),
+        (300 << 20, "-F 32"),
+        (64 << 20, "-F 16 -S 4096 -r 64"),
+        (8 << 20, "-F 12 -s 8 -f 1"),
+    ]) {
+        let _ = std::fs::remove_file(dir.file("disk"));
+        dir.sparse("disk", size);
+        Cmd::new("mkfs.vfat").words(options).arg("disk").dir(dir.path()).ok();
+        let fsck = |story: &dyn std::fmt::Debug| {
+            let ran = Cmd::new("fsck.vfat").words("-n disk").dir(dir.path()).run();
+            assert!(ran.code == Some(0), "{options} {story:?}\n{}", ran.story());
+        };
+        let (mut random, mut model) = (Random::new(seed), Model::default());
+        model.plain = true;
+        let mut fs = edit::open(&dir.file("disk"));
+        let (free, mut done) = (fs.free().unwrap(), vec![]);
+        for index in 1..=200 {
+            let op = model.propose(&mut random, 100_000, false);
+            done.push(op.clone());
+            model.apply(&mut *fs, &op);
+            if op == Op::Reopen {
+                fs = edit::open(&dir.file("disk"));
+            }
+            if index % 10 == 0 {
+                fs.sync().unwrap();
+                fsck(&done);
+            }
+        }
+        model.compare(&mut *fs, false);
+        fs.sync().unwrap();
+        let reader = guestdisk::fs::FileSystem::open(guest::open(&dir.file("disk"))).unwrap();
+        let _ = std::fs::remove_dir_all(dir.file("out"));
+        std::fs::create_dir(dir.file("out")).unwrap();
+        Cmd::new("mcopy").env("LC_ALL", "C.UTF-8").words("-s -n -m -i disk ::* out").dir(dir.path()).ok();
+        model.compare_folder(&dir.file("out"), false);
+        guest::compare(&reader, &dir.file("out"), false, &[]);
+        // Everything goes, and all of the room comes back.
+        while let Some(path) = model.nodes.keys().next_back().cloned() {
+            assert!(model.apply(&mut *fs, &Op::Remove(path)));
+        }
+        fs.sync().unwrap();
+        fsck(&"emptied");
+        // (On FAT32 the root directory keeps the clusters that it has got.)
+        let left = fs.free().unwrap().bytes;
+        assert!(
+            left == free.bytes || options.contains("32") && left + 65_536 > free.bytes,
+            "{left} {free:?}"
+        );
+    }
+}
