@@ -4,6 +4,7 @@
 //!   vm.ova            tar:   a member is a window of the file          Window
 //!   backup.tar.gz     gzip of tar: a window of what it inflates to     Gzip -> Window
 //!   vm.ova            tar of gzip: a member that is inflated           Window -> Gzip
+//!   disk.vmdk.gz      gzip, not of tar: one member, `disk.vmdk`        Gzip
 //! ```
 //!
 //! Everything here is a [`Storage`] over another one, so that the formats above never notice.
@@ -54,11 +55,13 @@ pub struct Found {
 /// `NotFound`, with the members that there are; `Unsupported` for members that are not stored in one piece; `Invalid`,
 /// `Truncated` or `Corrupt` for an archive that is not what it should be; the host's.
 pub fn open(storage: Arc<dyn Storage>, name: &str, inflate: bool) -> Result<Found> {
-    let mut first = [0; PROBE_LEN];
-    storage.read_at(&mut first, 0)?;
-    let slow = gzip::is_header(&first);
+    let slow = gzip::is_header(&first_of(&*storage)?);
     let gzip = if slow { Some(Arc::new(Gzip::new(Arc::clone(&storage))?)) } else { None };
+    let packed = storage.name();
     let archive: Arc<dyn Storage> = gzip.clone().map_or(storage, |gzip| gzip);
+    if slow && is_only_member(&packed, name) && !tar::is_header(&first_of(&*archive)?) {
+        return Ok(Found { storage: archive, name: name.to_owned(), slow });
+    }
     let member = find(&archive, name, slow)?;
     let shown = member.shown_name();
     let window: Arc<dyn Storage> = Arc::new(match gzip {
@@ -70,14 +73,26 @@ pub fn open(storage: Arc<dyn Storage>, name: &str, inflate: bool) -> Result<Foun
     Ok(Found { storage, name: shown, slow })
 }
 
+/// Whether a file that is compressed, and no archive otherwise, is called so when it is inflated: a package may have its
+/// disks gzipped one by one, beside its description.
+fn is_only_member(packed: &str, name: &str) -> bool {
+    let last = packed.rsplit('/').next().unwrap_or(packed);
+    let stem = if has_gzip_name(last) { last.get(..last.len() - 3).unwrap_or(last) } else { last };
+    stem == name
+}
+
+fn first_of(storage: &dyn Storage) -> Result<[u8; PROBE_LEN]> {
+    let mut first = [0; PROBE_LEN];
+    storage.read_at(&mut first, 0)?;
+    Ok(first)
+}
+
 fn has_gzip_name(name: &str) -> bool {
     name.get(name.len().saturating_sub(3)..).is_some_and(|end| end.eq_ignore_ascii_case(".gz"))
 }
 
 fn is_gzip(storage: &dyn Storage) -> Result<bool> {
-    let mut first = [0; PROBE_LEN];
-    storage.read_at(&mut first, 0)?;
-    Ok(gzip::is_header(&first))
+    Ok(gzip::is_header(&first_of(storage)?))
 }
 
 /// The member of that name. In a compressed archive the first one is taken, because looking on costs as much as

@@ -402,3 +402,20 @@ fn names_of_gzip_members_cost_what_they_are_long() {
         .sum();
     assert!(read < 10 * len, "{read} bytes are read of {len}");
 }
+
+/// A package may have its disks gzipped one by one, beside its description.
+#[test]
+fn a_gzipped_file_is_an_archive_of_one() {
+    let data = text(200_000, 5);
+    let packed = storage(gzipped(&data));
+    let name = packed.name();
+    let found = open(Arc::clone(&packed), &name, false).unwrap();
+    assert!(found.slow && all_of(&*found.storage) == data);
+    open(packed, "another", false).unwrap_err();
+    assert!(
+        is_only_member("/x/d.vmdk.gz", "d.vmdk")
+            && is_only_member("D.GZ", "D")
+            && is_only_member("/x/d", "d")
+    );
+    assert!(!is_only_member("/x/d.vmdk.gz", "x") && !is_only_member("d.gz", "d.gz"));
+}
