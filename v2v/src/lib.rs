@@ -25,5 +25,6 @@ pub mod inspect;
 pub mod names;
 pub mod plan;
 pub mod report;
+pub mod source;
 pub mod target;
 pub mod view;
