@@ -5,9 +5,11 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
 
 use std::io::Write as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use block::file::{FileOptions, HostFile};
 use block::{Error, Result};
 use bootcheck::engine::{Boot, Control, Disk, Engine as _, MachineSpec, Observer, Transport};
 use bootcheck::kvm::{KvmEngine, probe};
@@ -126,7 +128,8 @@ fn main() -> Result<()> {
 
 /// A raw file, the changes to which stay in memory.
 fn disk(path: &str) -> Result<Disk> {
-    let storage = Arc::new(block::mem::MemStorage::from_bytes(file(path)?.to_vec()));
-    let device = Arc::new(block::raw::Raw::open(storage, block::raw::RawOptions::default())?);
+    let file = Arc::new(HostFile::open(Path::new(path), &FileOptions::read_only())?);
+    let raw = Arc::new(block::raw::Raw::open(file, block::raw::RawOptions::default())?);
+    let device = bootcheck::scratch::in_memory(raw, 1 << 30)?;
     Ok(Disk { device, read_only: false, serial: "example".to_owned() })
 }

@@ -23,6 +23,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::sys::LargePages;
 use block::num::to_usize;
 use block::{Error, Result};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -86,11 +87,12 @@ impl From<OutsideMemory> for Error {
 /// The guest's memory, shared by everything that reads or writes it.
 #[derive(Debug, Clone)]
 pub struct GuestRam {
-    map: Arc<GuestMemoryMmap<()>>,
+    memory: Arc<LargePages>,
 }
 
 impl GuestRam {
-    /// Memory of `bytes` (a multiple of 1 MiB), zeroed, taken from the host page by page as the guest touches it.
+    /// Memory of `bytes` (a multiple of 1 MiB), zeroed, taken from the host page by page (large ones, where it has
+    /// them) as the guest touches it.
     ///
     /// # Errors
     /// A size that no machine has; the host does not give that much address space.
@@ -109,33 +111,33 @@ impl GuestRam {
             )));
         }
         let low = bytes.min(hole);
-        let mut ranges = vec![(GuestAddress(0), to_usize(low))];
+        let mut ranges = vec![(0, to_usize(low))];
         if bytes > low {
-            ranges.push((GuestAddress(HIGH_START), to_usize(bytes - low)));
+            ranges.push((HIGH_START, to_usize(bytes - low)));
         }
-        let map = GuestMemoryMmap::from_ranges(&ranges)
+        let memory = LargePages::new(&ranges)
             .map_err(|e| Error::new(block::ErrorKind::NoSpace, format!("no memory for the guest: {e}")))?;
-        Ok(Self { map: Arc::new(map) })
+        Ok(Self { memory: Arc::new(memory) })
     }
 
     /// Start and length of each contiguous piece.
     pub fn ranges(&self) -> Vec<(u64, u64)> {
-        self.map.iter().map(|r| (r.start_addr().0, r.len())).collect()
+        self.map().iter().map(|r| (r.start_addr().0, r.len())).collect()
     }
 
     /// Where the memory below the hole ends.
     pub fn low_end(&self) -> u64 {
-        self.map.iter().next().map_or(0, |r| r.len())
+        self.map().iter().next().map_or(0, |r| r.len())
     }
 
     /// The length of the memory above 4 GiB.
     pub fn high_len(&self) -> u64 {
-        self.map.iter().nth(1).map_or(0, |r| r.len())
+        self.map().iter().nth(1).map_or(0, |r| r.len())
     }
 
     /// Whether all of the range is memory.
     pub fn contains(&self, address: u64, len: u64) -> bool {
-        self.map.check_range(GuestAddress(address), to_usize(len))
+        self.map().check_range(GuestAddress(address), to_usize(len))
     }
 
     /// Copies bytes out.
@@ -144,7 +146,7 @@ impl GuestRam {
     /// Not all of them are memory.
     pub fn read(&self, address: u64, buf: &mut [u8]) -> std::result::Result<(), OutsideMemory> {
         let len = buf.len() as u64;
-        self.map.read_slice(buf, GuestAddress(address)).map_err(|_| OutsideMemory { address, len })
+        self.map().read_slice(buf, GuestAddress(address)).map_err(|_| OutsideMemory { address, len })
     }
 
     /// Copies bytes in.
@@ -153,7 +155,7 @@ impl GuestRam {
     /// Not all of them are memory; some may have been written.
     pub fn write(&self, address: u64, bytes: &[u8]) -> std::result::Result<(), OutsideMemory> {
         let len = bytes.len() as u64;
-        self.map.write_slice(bytes, GuestAddress(address)).map_err(|_| OutsideMemory { address, len })
+        self.map().write_slice(bytes, GuestAddress(address)).map_err(|_| OutsideMemory { address, len })
     }
 
     /// Reads an aligned little-endian number that the guest publishes with what it wrote before (acquire).
@@ -162,7 +164,7 @@ impl GuestRam {
     /// It does not lie in memory, or not aligned.
     pub fn load_u16(&self, address: u64) -> std::result::Result<u16, OutsideMemory> {
         let value: u16 = self
-            .map
+            .map()
             .load(GuestAddress(address), Ordering::Acquire)
             .map_err(|_| OutsideMemory { address, len: 2 })?;
         Ok(u16::from_le(value))
@@ -173,14 +175,14 @@ impl GuestRam {
     /// # Errors
     /// It does not lie in memory, or not aligned.
     pub fn store_u16(&self, address: u64, value: u16) -> std::result::Result<(), OutsideMemory> {
-        self.map
+        self.map()
             .store(value.to_le(), GuestAddress(address), Ordering::Release)
             .map_err(|_| OutsideMemory { address, len: 2 })
     }
 
     /// The mapping itself, for KVM.
     pub(crate) fn map(&self) -> &GuestMemoryMmap<()> {
-        &self.map
+        &self.memory.map
     }
 }
 
@@ -204,6 +206,21 @@ mod tests {
         for bytes in [0, 4096, (1 << 20) + 1, u64::MAX] {
             assert!(GuestRam::new(bytes).is_err(), "{bytes}");
         }
+    }
+
+    #[test]
+    fn memory_begins_with_large_pages_of_the_host() {
+        let ram = GuestRam::below(5 << 20, 3 << 20).unwrap();
+        for region in ram.map().iter() {
+            let host = region.get_host_address(vm_memory::MemoryRegionAddress(0)).unwrap();
+            assert_eq!(host.align_offset(2 << 20), 0);
+        }
+        assert_eq!(ram.ranges(), [(0, 3 << 20), (HIGH_START, 2 << 20)]);
+        ram.write((3 << 20) - 2, &[1, 2]).unwrap();
+        ram.write(HIGH_START + (2 << 20) - 2, &[3, 4]).unwrap();
+        let mut buf = [0; 2];
+        ram.read((3 << 20) - 2, &mut buf).unwrap();
+        assert_eq!(buf, [1, 2]);
     }
 
     #[test]

@@ -5,8 +5,10 @@ use std::io;
 
 use kvm_bindings::{KVM_EXIT_IO_OUT, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuFd, VmFd};
+use vm_memory::mmap::MmapRegion;
 use vm_memory::{
-    GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress,
 };
 
 use crate::memory::GuestRam;
@@ -14,6 +16,55 @@ use crate::memory::GuestRam;
 /// A piece of guest memory that the guest cannot write.
 #[derive(Debug)]
 pub(crate) struct Rom(pub(crate) GuestMemoryMmap<()>);
+
+/// The host's large pages, as which KVM can map guest memory that is aligned to them.
+const LARGE_PAGE: usize = 2 << 20;
+
+/// Guest memory and the mapping that it lies in, which has to live longer.
+#[derive(Debug)]
+pub(crate) struct LargePages {
+    pub(crate) map: GuestMemoryMmap<()>,
+    _reserved: Vec<MmapRegion<()>>,
+}
+
+impl LargePages {
+    /// Anonymous memory at these addresses (start and length, in their order), zeroed, in large pages where the host
+    /// has them: a guest that starts touches most of its memory for the first time, and each page then costs an exit.
+    ///
+    /// # Errors
+    /// The host does not give that much address space.
+    pub(crate) fn new(ranges: &[(u64, usize)]) -> io::Result<Self> {
+        let (mut regions, mut reserved) = (vec![], vec![]);
+        for (start, len) in ranges {
+            let whole = len.checked_add(LARGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
+            let whole = MmapRegion::<()>::new(whole).map_err(io::Error::other)?;
+            let region = aligned(&whole, *len)?;
+            let region =
+                GuestRegionMmap::new(region, GuestAddress(*start)).ok_or(io::ErrorKind::InvalidInput)?;
+            regions.push(region);
+            reserved.push(whole);
+        }
+        let map = GuestMemoryMmap::from_regions(regions).map_err(io::Error::other)?;
+        Ok(Self { map, _reserved: reserved })
+    }
+}
+
+/// The first `len` bytes of `whole` that begin with a large page; `whole` is longer than that by one.
+fn aligned(whole: &MmapRegion<()>, len: usize) -> io::Result<MmapRegion<()>> {
+    let address = whole.as_ptr();
+    let skipped = address.align_offset(LARGE_PAGE);
+    if skipped.checked_add(len).is_none_or(|end| end > whole.size()) {
+        return Err(io::ErrorKind::OutOfMemory.into());
+    }
+    // SAFETY: `skipped` bytes, and `len` after them, have just been checked to lie within the mapping.
+    let start = unsafe { address.add(skipped) };
+    // SAFETY: advice for a range of our own mapping, which it does not change the contents of. Where it is not taken,
+    // pages are small.
+    unsafe { nix::libc::madvise(start.cast(), len, nix::libc::MADV_HUGEPAGE) };
+    // SAFETY: the range lies within a live private mapping with these properties, which `LargePages` keeps until after
+    // the region (its fields are dropped in order, and the region does not leave it); nobody accesses it by another way.
+    unsafe { MmapRegion::build_raw(start, len, whole.prot(), whole.flags()) }.map_err(io::Error::other)
+}
 
 /// Gives all of `ram` and of `roms` to the machine, in as many slots from 0 as are returned. Both must be kept for as
 /// long as the machine lives.

@@ -237,7 +237,9 @@ impl Plan<'_> {
     /// The PCI bus with its host bridge, by ports, by memory, and the memory of its devices.
     fn bus(&self, functions: Vec<Arc<dyn Function>>, buses: &mut Buses) {
         let (chip, uefi) = self.chip();
-        let bridge = Arc::new(HostBridge::new(chip));
+        let bridge = HostBridge::new(chip);
+        let bridge = if uefi { bridge.with_power(Arc::clone(self.power)) } else { bridge };
+        let bridge = Arc::new(bridge);
         let mut slots: Vec<_> =
             std::iter::once(Arc::clone(&bridge) as _).chain(functions).map(Some).collect();
         if uefi {

@@ -1,15 +1,22 @@
 //! The host bridge at 00:00.0 and the bridge to the old devices at 00:1f.0: Intel chips as far as firmware knows them.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use super::{ConfigSpace, Function, Identity};
+use crate::engine::Ending;
 use crate::memory::ECAM_START;
 use crate::platform::PM_BASE;
+use crate::power::Power;
 
 /// `PCIEXBAR` of the Q35: where the memory-mapped configuration space lies.
 const OFFSET_PCIEXBAR: usize = 0x60;
+/// The size of the memory of system management mode as QEMU's Q35 tells it, to those who write 0xffff.
+const OFFSET_EXT_TSEG: usize = 0x50;
+const NO_MANAGEMENT_MODE: &str = "this firmware is built for system management mode (Secure Boot), which this machine \
+    does not have; one without it, like OVMF_CODE_4M.fd, can use the same variables";
 /// Programmable attribute map: whether the segments below 1 MiB are memory or ROM. They are memory; firmware
 /// finds the registers and may write them.
 const OFFSET_PAM0: usize = 0x90;
@@ -33,6 +40,8 @@ pub struct HostBridge {
     config: Mutex<ConfigSpace>,
     /// Where firmware wants the memory-mapped configuration space; 0: nowhere.
     ecam: AtomicU64,
+    /// Whom to tell of firmware that cannot go on here.
+    power: Option<Arc<Power>>,
 }
 
 impl HostBridge {
@@ -56,7 +65,21 @@ impl HostBridge {
             config.allow(OFFSET_PCIEXBAR, &0xf_f000_0007_u64.to_le_bytes());
         }
         config.allow(pam, &[0xff; 7]);
-        Self { config: Mutex::new(config), ecam: AtomicU64::new(0) }
+        Self { config: Mutex::new(config), ecam: AtomicU64::new(0), power: None }
+    }
+
+    /// The same, which ends the machine when its firmware cannot go on.
+    #[must_use]
+    pub(crate) fn with_power(self, power: Arc<Power>) -> Self {
+        Self { power: Some(power), ..self }
+    }
+
+    /// A firmware that is built for system management mode begins by asking how much memory that has; it would wait
+    /// for ever for what is not there.
+    fn refuse_management_mode(&self) {
+        if let Some(power) = &self.power {
+            power.end(Ending::Stuck { reason: NO_MANAGEMENT_MODE.to_owned() });
+        }
     }
 
     /// Where the firmware has put the memory-mapped configuration space, if it has.
@@ -90,6 +113,9 @@ impl Function for HostBridge {
         config.write(offset, data);
         if usize::from(offset) < OFFSET_PCIEXBAR + 8 && usize::from(offset) + data.len() > OFFSET_PCIEXBAR {
             self.place_ecam(&config);
+        }
+        if usize::from(offset) == OFFSET_EXT_TSEG && data == [0xff; 2] {
+            self.refuse_management_mode();
         }
     }
 
@@ -185,6 +211,18 @@ mod tests {
         assert_eq!((register(&bridge, 0x40), register(&bridge, 0x44) & 0xff), (0x601, 0x80));
         bridge.config_write(0x60, &[0x0a]);
         assert_eq!(register(&bridge, 0x60), 0x8080_800a);
+    }
+
+    #[test]
+    fn firmware_for_system_management_mode_is_told_apart() {
+        let power = Arc::new(Power::default());
+        let bridge = HostBridge::new(Chip::Q35).with_power(Arc::clone(&power));
+        for (offset, data) in [(0x50, &[0xff; 1][..]), (0x50, &[0, 0]), (0x52, &[0xff, 0xff])] {
+            bridge.config_write(offset, data);
+        }
+        assert!(!power.is_off());
+        bridge.config_write(0x50, &[0xff, 0xff]);
+        assert!(matches!(power.ending(), Some(Ending::Stuck { reason }) if reason.contains("Secure Boot")));
     }
 
     #[test]
