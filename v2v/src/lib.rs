@@ -18,6 +18,7 @@
 //! Nothing here prints, asks, or looks at the environment.
 #![forbid(unsafe_code)]
 
+pub mod apply;
 pub mod convert;
 pub mod guest;
 pub mod initramfs;

@@ -35,7 +35,6 @@ impl Why {
 #[derive(Debug, Clone)]
 enum State {
     Bytes(Vec<u8>),
-    #[allow(dead_code, reason = "for initramfs images")]
     Appended(Vec<u8>),
     Directory,
     Link(PathBuf),
@@ -169,7 +168,6 @@ impl<'a> Draft<'a> {
     }
 
     /// Adds bytes at the end of a file that is there.
-    #[allow(dead_code, reason = "for initramfs images")]
     pub(crate) fn append(&mut self, place: Place, guest_path: &Path, bytes: Vec<u8>, why: Why) {
         self.put(place, guest_path, State::Appended(bytes), 0o644, why);
     }

@@ -9,14 +9,23 @@
 //!   cmdline    kernel command lines                        loaders   grub.cfg, menu.lst, BLS, grubenv, extlinux
 //!   tables     fstab, crypttab, resume, LVM                nics      names of network interfaces
 //!   services   consoles, guest tools, Xorg, modprobe       uefi      the fallback loader
+//!   initrd     drivers in early boot: modules, index, cpio, segment    regeneration   the guest's own configuration
 //! ```
 
 mod cmdline;
+pub mod cpio;
 mod draft;
 mod guest_tree;
+mod index;
+mod initrd;
+#[cfg(test)]
+mod initrd_tests;
 mod loaders;
+mod modules;
 mod names;
 mod nics;
+mod regeneration;
+mod segment;
 mod services;
 mod tables;
 mod text;
@@ -33,6 +42,7 @@ use crate::names::DiskNames;
 use crate::plan::{Plan, PlanOptions};
 use crate::view::GuestView;
 use cmdline::Cmdlines;
+pub(crate) use draft::digest;
 use draft::{Draft, Why};
 use names::Names;
 use tree::Tree;
@@ -52,9 +62,12 @@ pub(crate) fn linux(
     loaders::convert(&mut draft, system, &lines);
     services::lvm_devices(&mut draft);
     services::modprobe(&mut draft, options.bus.modules().get(1).copied().unwrap_or("virtio_blk"));
-    if !options.no_nic_names {
-        nics::convert(&mut draft, &system.interfaces, &guest.nics);
-    }
+    let links = match options.no_nic_names {
+        true => vec![],
+        false => nics::convert(&mut draft, &system.interfaces, &guest.nics),
+    };
+    let missing = initrd::convert(&mut draft, system, options.bus, &lines, &links)?;
+    regeneration::convert(&mut draft, &missing.drivers);
     if from_elsewhere {
         services::xen_console(&mut draft, system);
     }
