@@ -43,8 +43,9 @@ use devices::{Devices, FirmwareDevices};
 
 /// How long a line without an end waits before it is shown.
 const CONSOLE_PAUSE: Duration = Duration::from_millis(10);
-/// When nothing happens for so long, the processors are asked whether anything can.
-const LIFE_SIGN: Duration = Duration::from_secs(1);
+/// When nothing happens for so long, the processors are asked whether anything can. They bring what the guest has
+/// written without an exit.
+const LIFE_SIGN: Duration = Duration::from_millis(250);
 /// How often the screen and the firmware's log are looked at.
 const SCREEN_INTERVAL: Duration = Duration::from_millis(250);
 /// Where the upper part of a firmware is seen below 1 MiB.
@@ -180,24 +181,20 @@ impl Machine {
     /// Waits for the end, shows what console, log and screen hold while it waits, and looks now and then whether the
     /// guest can still do anything.
     fn watch(&self, processors: &[JoinHandle<CpuState>]) -> Ending {
-        let tick = if self.firmware.is_some() { SCREEN_INTERVAL } else { LIFE_SIGN };
-        let (mut quiet_since, mut screen_seen) = (Instant::now(), Instant::now());
+        let mut screen_seen = Instant::now();
         loop {
-            match self.control.power.wait_or_attention(tick) {
+            match self.control.power.wait_or_attention(LIFE_SIGN) {
                 Waited::Ended(ending) => return ending,
                 Waited::Attention => {
                     if let Some(ending) = self.control.power.wait_for(CONSOLE_PAUSE) {
                         return ending;
                     }
                     self.control.serial.flush();
-                    quiet_since = Instant::now();
                 }
-                Waited::Idle if quiet_since.elapsed() >= LIFE_SIGN => {
+                Waited::Idle => {
                     self.dead.ask();
                     processors.iter().for_each(kick::interrupt);
-                    quiet_since = Instant::now();
                 }
-                Waited::Idle => {}
             }
             if screen_seen.elapsed() >= SCREEN_INTERVAL {
                 self.show_firmware();

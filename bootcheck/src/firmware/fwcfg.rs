@@ -31,6 +31,8 @@ const DMA_SELECT: u32 = 8;
 const DMA_WRITE: u32 = 16;
 /// Most bytes that one DMA request moves.
 const DMA_MAX: u64 = 16 << 20;
+/// Bytes that it moves at once.
+const DMA_PIECE: u64 = 64 << 10;
 
 /// The device.
 #[derive(Debug)]
@@ -124,14 +126,24 @@ impl FwCfg {
             return false;
         }
         if control & DMA_READ != 0 {
-            let mut bytes = vec![0; block::num::to_usize(len)];
-            self.take(&mut state, &mut bytes);
-            return ram.write(target, &bytes).is_ok();
+            return self.copy_out(&mut state, ram, len, target);
         }
         if control & DMA_SKIP != 0 {
             state.offset = state.offset.saturating_add(block::num::to_usize(len));
         }
         true
+    }
+}
+
+impl FwCfg {
+    /// Writes the next `len` bytes of the selected item to memory, piece by piece.
+    fn copy_out(&self, state: &mut State, ram: &GuestRam, len: u64, target: u64) -> bool {
+        let mut buf = vec![0; block::num::to_usize(len.min(DMA_PIECE))];
+        (0..len).step_by(buf.len().max(1)).all(|at| {
+            let piece = block::num::to_usize((len - at).min(DMA_PIECE));
+            self.take(state, &mut buf[..piece]);
+            target.checked_add(at).is_some_and(|target| ram.write(target, &buf[..piece]).is_ok())
+        })
     }
 }
 
@@ -234,5 +246,14 @@ mod tests {
         assert_eq!(request(DMA_WRITE, 5, 0x2000), DMA_ERROR);
         assert_eq!(request(DMA_READ, u32::MAX, 0x2000), DMA_ERROR);
         dma.write(4, &u32::MAX.to_be_bytes());
+        // Longer than a piece and than the item: zeros follow, and not a byte more than was asked for.
+        ram.write(0x1_0000, &[0xaa; 0x2_0000]).unwrap();
+        assert_eq!(request(u32::from(FIRST_FILE) << 16 | DMA_SELECT | DMA_READ, 0x1_8001, 0x1_0000), 0);
+        let mut bytes = vec![0; 0x2_0000];
+        ram.read(0x1_0000, &mut bytes).unwrap();
+        assert_eq!(&bytes[..8], b"contents");
+        assert!(bytes[8..0x1_8001].iter().all(|byte| *byte == 0));
+        assert_eq!(bytes[0x1_8001], 0xaa);
+        assert_eq!(request(DMA_READ, 0, 0x2000), 0, "nothing");
     }
 }

@@ -178,9 +178,10 @@ impl Plan<'_> {
         add(0x64, 1, Arc::new(Shifted(keyboard, 4)));
         add(0x70, 2, Arc::new(Cmos::new(self.ram, self.spec.cpus)));
         add(PM_BASE, PM_LEN, Arc::new(PowerManagement::new(power())));
-        // An index that is written is of no consequence until the data is accessed. (The same is true of the PCI
-        // configuration address, but the reset port lies within it.)
+        // An index that is written is of no consequence until the data is accessed. (The reset port lies within the
+        // PCI configuration address: that reset is seen when the processor next leaves KVM, which it is made to do.)
         self.vm.coalesce(0x70, 1, true);
+        self.vm.coalesce(CONFIG_PORT, 4, true);
         // It lies within the ports of the PCI configuration, and goes before them.
         add(RESET_PORT, 1, Arc::new(ResetPort::new(power())));
     }
