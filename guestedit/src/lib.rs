@@ -22,6 +22,7 @@ mod bytes;
 mod crc;
 mod ext;
 mod fat;
+mod in_place;
 mod staged;
 mod types;
 
@@ -153,6 +154,7 @@ pub fn open(device: Arc<dyn BlockDevice>, options: &Options) -> Result<Box<dyn G
     match found.kind {
         Kind::Ext2 | Kind::Ext3 | Kind::Ext4 => Ok(Box::new(ext::Ext::open(device, found.kind, clock)?)),
         Kind::Vfat => Ok(Box::new(fat::Fat::open(device, clock)?)),
+        Kind::Xfs | Kind::Btrfs => Ok(Box::new(in_place::InPlace::open(device, clock)?)),
         kind => Err(Error::unsupported(format!("{kind} cannot be changed without its own driver"))
             .hint("Use the appliance backend for this file system.")),
     }

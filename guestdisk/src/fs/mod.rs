@@ -21,6 +21,7 @@ pub(crate) mod ext;
 pub(crate) mod fat;
 mod node;
 mod path;
+mod place;
 mod redirect;
 mod source;
 mod xfs;
@@ -34,6 +35,7 @@ use block::num::to_usize;
 use block::{BlockDevice, Error, ErrorKind, Result};
 
 pub use node::{FileKind, Metadata, Node};
+pub use place::{Checksums, FileExtent, Kept, Layout, Record};
 
 use crate::bytes::corrupt;
 use crate::detect::{self, Kind};
@@ -240,6 +242,15 @@ impl File<'_> {
         let len = to_usize(self.size().saturating_sub(offset).min(buf.len() as u64));
         path::about(self.nodes.read_at(self.node, &mut buf[..len], offset), &self.path)?;
         Ok(len)
+    }
+
+    /// Where its bytes lie on the device, and the records that speak of them.
+    ///
+    /// # Errors
+    /// `Unsupported` if that is not known for this file system, or the file lies on several devices; the file system is
+    /// damaged or the device failed.
+    pub fn layout(&self) -> Result<Layout> {
+        path::about(self.nodes.layout(self.node), &self.path)
     }
 
     /// All of it, if that is at most `max_bytes`.

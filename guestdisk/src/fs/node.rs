@@ -5,6 +5,8 @@ use std::fmt::Debug;
 use block::num::to_usize;
 use block::{Error, ErrorKind, Result};
 
+use super::place::Layout;
+
 /// A file, directory or anything else of a file system, by its number (and its tree where there are several).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Node {
@@ -134,6 +136,12 @@ pub(crate) trait Nodes: Debug + Send + Sync {
 
     /// Fills `buf` from `offset`, which together lie within the node's size.
     fn read_at(&self, node: Node, buf: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Where a file's bytes lie, and what speaks of them.
+    fn layout(&self, node: Node) -> Result<Layout> {
+        let _ = node;
+        Err(Error::unsupported("where the bytes of its files lie is not told for this file system"))
+    }
 
     /// The path that a symbolic link holds.
     fn read_link(&self, node: Node) -> Result<Vec<u8>> {

@@ -333,7 +333,7 @@ fn of_seconds(seconds: i64) -> (u16, u16) {
     let year = 400 * century + year + i64::from(month <= 2);
     let small = |value: i64| low16(low32(value.cast_unsigned()));
     let date = (year - 1980) << 9 | month << 5 | day;
-    let clock = (time / 3600) << 11 | (time / 60 % 60) << 5 | time % 60 / 2;
+    let clock = (time / 3600) << 11 | (time / 60 % 60) << 5 | (time % 60 / 2);
     (small(date), small(clock))
 }
 

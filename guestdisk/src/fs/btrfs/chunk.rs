@@ -21,6 +21,8 @@ struct Chunk {
     len: u64,
     /// `None`: they are not on this device, or not in one piece.
     place: Option<u64>,
+    /// Where they are on it a second time.
+    mirror: Option<u64>,
 }
 
 /// All chunks, by address.
@@ -49,10 +51,12 @@ impl Chunks {
         if self.0.len() >= MOST_CHUNKS || key.offset.checked_add(len).is_none() {
             return Err(corrupt(format!("a chunk of {len} bytes at {:#x}", key.offset)));
         }
-        let ours = part(item, 48, 32 * stripes).chunks_exact(32).find(|stripe| le64(stripe, 0) == device);
+        let stripes_of = part(item, 48, 32 * stripes).chunks_exact(32);
+        let mut ours = stripes_of.filter(|stripe| le64(stripe, 0) == device).map(|stripe| le64(stripe, 8));
         let whole = stripes == 1 || kind & STRIPED == 0;
-        let place = ours.filter(|_| whole).map(|stripe| le64(stripe, 8));
-        self.0.push(Chunk { logical: key.offset, len, place });
+        let place = ours.next().filter(|_| whole);
+        let mirror = ours.next().filter(|_| whole);
+        self.0.push(Chunk { logical: key.offset, len, place, mirror });
         Ok(())
     }
 
@@ -67,16 +71,32 @@ impl Chunks {
 
     /// Where an address lies on the device, and how many bytes follow it there.
     fn locate(&self, logical: u64) -> Result<(u64, u64)> {
-        let after = self.0.partition_point(|chunk| chunk.logical <= logical);
-        let chunk = after.checked_sub(1).and_then(|index| self.0.get(index));
-        let chunk = chunk.filter(|chunk| logical - chunk.logical < chunk.len);
-        let chunk = chunk.ok_or_else(|| corrupt(format!("no chunk holds the address {logical:#x}")))?;
-        let within = logical - chunk.logical;
+        let (chunk, within) = self.chunk_of(logical)?;
         let place = chunk.place.ok_or_else(|| {
             Error::unsupported(format!("the chunk at {:#x} is spread over several devices", chunk.logical))
         })?;
         let place = place.checked_add(within).ok_or_else(|| corrupt(format!("a chunk at {place:#x}")))?;
         Ok((place, chunk.len - within))
+    }
+
+    /// All places of `len` bytes, which have to lie together.
+    pub(super) fn copies(&self, logical: u64, len: u64) -> Result<Vec<u64>> {
+        let (place, left) = self.locate(logical)?;
+        if left < len {
+            return Err(corrupt(format!("{len} bytes at {logical:#x} leave their chunk")));
+        }
+        let (chunk, within) = self.chunk_of(logical)?;
+        let mirror = chunk.mirror.and_then(|mirror| mirror.checked_add(within));
+        Ok(std::iter::once(place).chain(mirror).collect())
+    }
+
+    /// The chunk of an address, and how far in it that is.
+    fn chunk_of(&self, logical: u64) -> Result<(Chunk, u64)> {
+        let after = self.0.partition_point(|chunk| chunk.logical <= logical);
+        let chunk = after.checked_sub(1).and_then(|index| self.0.get(index));
+        let chunk = chunk.filter(|chunk| logical - chunk.logical < chunk.len);
+        let chunk = chunk.ok_or_else(|| corrupt(format!("no chunk holds the address {logical:#x}")))?;
+        Ok((*chunk, logical - chunk.logical))
     }
 }
 

@@ -12,6 +12,7 @@
 
 mod chunk;
 mod extent;
+mod place;
 mod tree;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use block::{BlockDevice, Error, ErrorKind, Result, ResultExt as _};
 use parking_lot::Mutex;
 
 use super::node::{Entry, FileKind, GoOn, Metadata, Node, Nodes};
+use super::place::Layout;
 use super::source::Source;
 use crate::bytes::{self, byte, corrupt, le16, le32, le64, part};
 use chunk::Chunks;
@@ -56,6 +58,7 @@ struct Superblock {
     device: u64,
     devices: u64,
     has_log: bool,
+    checksum_type: u16,
     system_chunks: Vec<u8>,
 }
 
@@ -77,6 +80,7 @@ impl Superblock {
             device: le64(raw, 0xc9),
             devices: le64(raw, 0x88),
             has_log: le64(raw, 0x60) != 0,
+            checksum_type: le16(raw, 0xc4),
             system_chunks: part(raw, 0x32b, (le32(raw, 0xa0) as usize).min(0x800)).to_vec(),
         };
         let size = |bytes: u64| bytes.is_power_of_two() && (4096..=65536).contains(&bytes);
@@ -93,6 +97,8 @@ impl Superblock {
 struct Subvolume {
     root: Root,
     directory: u64,
+    /// The last transaction of which there may be a snapshot.
+    last_snapshot: u64,
 }
 
 /// A btrfs file system.
@@ -156,7 +162,7 @@ impl Btrfs {
         let mut found = None;
         self.walk(self.superblock.root, from, to, &mut |_, item| {
             let root = Root { address: le64(item, 176), level: byte(item, 238) };
-            found = Some(Subvolume { root, directory: le64(item, 168) });
+            found = Some(Subvolume { root, directory: le64(item, 168), last_snapshot: le64(item, 200) });
             Ok(true)
         })?;
         let found = found.ok_or_else(|| corrupt(format!("there is no subvolume {number}")))?;
@@ -291,6 +297,10 @@ impl Nodes for Btrfs {
 
     fn read_at(&self, node: Node, buf: &mut [u8], offset: u64) -> Result<()> {
         self.read_data(node, buf, offset).context(|| format!("inode {}", node.number))
+    }
+
+    fn layout(&self, node: Node) -> Result<Layout> {
+        self.layout_of(node).context(|| format!("inode {}", node.number))
     }
 
     fn read_link(&self, node: Node) -> Result<Vec<u8>> {

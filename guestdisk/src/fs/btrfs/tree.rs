@@ -76,6 +76,18 @@ impl Block {
     }
 }
 
+/// An item, and where it lies.
+pub(super) struct Found<'a> {
+    pub(super) key: Key,
+    pub(super) item: &'a [u8],
+    /// The logical address of its leaf.
+    pub(super) leaf: u64,
+    /// Where the item begins in its leaf.
+    pub(super) within: usize,
+    /// The transaction that wrote the leaf.
+    pub(super) generation: u64,
+}
+
 /// The keys that a node may have: from the first, which it has to have if there is one, to below the other.
 #[derive(Clone, Copy)]
 struct Bounds {
@@ -116,6 +128,17 @@ impl Btrfs {
         to: Key,
         visit: &mut dyn FnMut(Key, &[u8]) -> Result<GoOn>,
     ) -> Result<()> {
+        self.walk_places(root, from, to, &mut |found| visit(found.key, found.item))
+    }
+
+    /// The same, with the places of the items.
+    pub(super) fn walk_places(
+        &self,
+        root: Root,
+        from: Key,
+        to: Key,
+        visit: &mut dyn FnMut(&Found<'_>) -> Result<GoOn>,
+    ) -> Result<()> {
         self.walk_node(root, ANY, (from, to), visit).map(drop)
     }
 
@@ -124,7 +147,7 @@ impl Btrfs {
         root: Root,
         bounds: Bounds,
         (from, to): (Key, Key),
-        visit: &mut dyn FnMut(Key, &[u8]) -> Result<GoOn>,
+        visit: &mut dyn FnMut(&Found<'_>) -> Result<GoOn>,
     ) -> Result<GoOn> {
         let node = self.read_node(root, bounds)?;
         // An inner node's entry before `from` may lead to it.
@@ -133,7 +156,9 @@ impl Btrfs {
         let start = if node.level == 0 || exact { before } else { before.saturating_sub(1) };
         for (index, key) in node.keys.iter().enumerate().skip(start).take_while(|(_, key)| **key <= to) {
             let go_on = if node.level == 0 {
-                visit(*key, node.item(index)?)?
+                let within = HEADER + le32(node.record(index), 17) as usize;
+                let (leaf, generation) = (root.address, le64(&node.bytes, 0x50));
+                visit(&Found { key: *key, item: node.item(index)?, leaf, within, generation })?
             } else {
                 let end = node.keys.get(index + 1).copied().or(bounds.end);
                 self.walk_node(node.child(index), Bounds { first: Some(*key), end }, (from, to), visit)?

@@ -6,6 +6,7 @@ use super::super::node::{FileKind, Metadata};
 use crate::bytes::{be16, be32, be64, byte, corrupt, part};
 
 const FLAG_REALTIME: u16 = 1;
+const FLAG2_REFLINK: u64 = 2;
 const FLAG2_BIGTIME: u64 = 8;
 const FLAG2_LARGE_COUNTS: u64 = 16;
 
@@ -80,6 +81,11 @@ impl Inode {
             return Err(Error::unsupported("the file lies on the realtime device"));
         }
         Ok(())
+    }
+
+    /// Whether other files may have some of its blocks.
+    pub(super) fn may_share(&self) -> bool {
+        self.flags2 & FLAG2_REFLINK != 0
     }
 
     /// The data fork: up to the attribute fork, if there is one.

@@ -17,6 +17,8 @@ pub(super) struct Run {
     pub(super) start: Option<u64>,
     /// How many blocks, at least one.
     pub(super) blocks: u64,
+    /// A hole that is none: the blocks are set aside.
+    pub(super) unwritten: bool,
 }
 
 /// A record of 128 bits.
@@ -94,7 +96,7 @@ impl Xfs {
         let mut node = Node { bytes: fork.to_vec(), header: 4, records: be16(fork, 2) };
         loop {
             let Some(child) = node.child(block, &mut end)? else {
-                return Ok(Run { start: None, blocks: end - block });
+                return Ok(Run { start: None, blocks: end - block, unwritten: false });
             };
             node = self.tree_block(child, level - 1)?;
             level -= 1;
@@ -159,13 +161,13 @@ impl Node {
 fn find(records: &[u8], block: u64, end: u64) -> Run {
     for extent in records.chunks_exact(16).map(Extent::parse) {
         if extent.first > block {
-            return Run { start: None, blocks: extent.first.min(end) - block };
+            return Run { start: None, blocks: extent.first.min(end) - block, unwritten: false };
         }
         let within = block - extent.first;
         if within < extent.blocks {
             let start = (!extent.unwritten).then_some(extent.start + within);
-            return Run { start, blocks: extent.blocks - within };
+            return Run { start, blocks: extent.blocks - within, unwritten: extent.unwritten };
         }
     }
-    Run { start: None, blocks: (end - block).max(1) }
+    Run { start: None, blocks: (end - block).max(1), unwritten: false }
 }

@@ -15,6 +15,7 @@ mod dir;
 mod inode;
 mod log;
 mod map;
+mod place;
 
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ use block::num::to_usize;
 use block::{BlockDevice, Error, ErrorKind, Result, ResultExt as _};
 
 use super::node::{Entry, FileKind, GoOn, Metadata, Node, Nodes};
+use super::place::Layout;
 use super::source::Source;
 use crate::bytes::{self, be16, be32, be64, byte, corrupt};
 use inode::{Format, Inode};
@@ -140,11 +142,15 @@ impl Xfs {
         })
     }
 
-    fn inode(&self, number: u64) -> Result<Inode> {
+    /// Where an inode lies.
+    fn inode_offset(&self, number: u64) -> Result<u64> {
         let superblock = &self.superblock;
         let (block, index) = (number >> superblock.inode_bits, number & ((1 << superblock.inode_bits) - 1));
-        let offset = self.offset_of(block)? + index * superblock.inode_bytes;
-        let raw = self.source.bytes(offset, superblock.inode_bytes)?;
+        Ok(self.offset_of(block)? + index * superblock.inode_bytes)
+    }
+
+    fn inode(&self, number: u64) -> Result<Inode> {
+        let raw = self.source.bytes(self.inode_offset(number)?, self.superblock.inode_bytes)?;
         Inode::parse(number, raw).context(|| format!("inode {number}"))
     }
 
@@ -189,6 +195,10 @@ impl Nodes for Xfs {
     fn read_at(&self, node: Node, buf: &mut [u8], offset: u64) -> Result<()> {
         let inode = self.inode(node.number)?;
         self.read_data(&inode, buf, offset).context(|| format!("inode {}", inode.number))
+    }
+
+    fn layout(&self, node: Node) -> Result<Layout> {
+        self.layout_of(&self.inode(node.number)?).context(|| format!("inode {}", node.number))
     }
 
     fn read_link(&self, node: Node) -> Result<Vec<u8>> {
