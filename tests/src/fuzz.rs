@@ -5,6 +5,7 @@
 mod blocks;
 mod foreign;
 mod guest;
+mod inspect;
 mod nbd;
 mod nbd_server;
 mod snapshot;
@@ -23,6 +24,7 @@ use qcow2::{Header, Qcow2};
 
 pub use self::foreign::{archive_open, foreign_open_read};
 pub use self::guest::{file_system, grub_cfg, guest_disk, pack_disk, partition_table};
+pub use self::inspect::{guest_inspect, guest_text, initramfs};
 pub use self::nbd::{nbd_client, nbd_handshake};
 pub use self::nbd_server::{Seeds, nbd_seeds, nbd_server_handshake, nbd_server_transmission};
 pub use self::vhdx::vhdx;

@@ -32,6 +32,8 @@ mod guestedit_in_place;
 mod hostile;
 mod info;
 mod inspect;
+mod inspect_guests;
+mod inspect_initramfs;
 mod locks;
 mod luks;
 mod map;

@@ -209,13 +209,16 @@ fn vmdk_edited() {
 #[test]
 fn guest_disks() {
     type Body = fn(&[u8]);
-    let bodies: [(&str, Body); 6] = [
+    let bodies: [(&str, Body); 9] = [
         ("guest_partition", fuzz::partition_table),
         ("guest_lvm", fuzz::guest_disk),
         ("guest_ext", fuzz::file_system),
         ("guest_fat", fuzz::file_system),
         ("guest_xfs", fuzz::file_system),
         ("guest_btrfs", fuzz::file_system),
+        ("guest_inspect", fuzz::guest_inspect),
+        ("guest_text", fuzz::guest_text),
+        ("initramfs", fuzz::initramfs),
     ];
     for (name, body) in bodies {
         replay(name, |seed| {

@@ -106,7 +106,8 @@ pub fn pack_disk(disk: &[u8]) -> Vec<u8> {
     packed
 }
 
-fn device(input: &[u8]) -> Arc<dyn BlockDevice> {
+/// The disk that an input stands for.
+pub(super) fn device(input: &[u8]) -> Arc<dyn BlockDevice> {
     Arc::new(Packed::parse(input))
 }
 

@@ -43,6 +43,16 @@ impl<R: Read> Input<R> {
         Ok(&self.buffer[self.start..self.end.min(self.start + len)])
     }
 
+    /// Puts a few bytes back that were taken last.
+    pub(super) fn give_back(&mut self, bytes: &[u8]) {
+        let rest = self.buffer[self.start..self.end].to_vec();
+        let mut buffer = [bytes, &rest].concat();
+        (self.start, self.end) = (0, buffer.len());
+        buffer.resize(buffer.len().max(BUFFER), 0);
+        self.buffer = buffer;
+        self.taken = self.taken.saturating_sub(bytes.len() as u64);
+    }
+
     /// Takes all zeros that come next.
     pub(super) fn skip_zeros(&mut self) -> Result<()> {
         loop {

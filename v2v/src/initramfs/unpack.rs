@@ -1,6 +1,6 @@
 //! The compressions that Linux knows, each as a stream that ends where the compressed data end.
 
-use std::io::{Error, ErrorKind, Read, Result};
+use std::io::{BufRead as _, Error, ErrorKind, Read, Result};
 
 use super::Compression;
 use super::input::Input;
@@ -32,7 +32,6 @@ pub(super) fn decoder<'a, R: Read>(
     compression: Compression,
     input: &'a mut Input<R>,
 ) -> Result<Box<dyn Read + 'a>> {
-    let failed = |error| Error::new(ErrorKind::InvalidData, error);
     Ok(match compression {
         Compression::None => Box::new(input),
         Compression::Gzip => Box::new(flate2::bufread::GzDecoder::new(input)),
@@ -43,13 +42,44 @@ pub(super) fn decoder<'a, R: Read>(
             Box::new(decoder)
         }
         Compression::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(input, false, MOST_WINDOW_KIB)),
-        Compression::Lzma => {
-            let reader = lzma_rust2::LzmaReader::new_mem_limit(input, MOST_WINDOW_KIB, None);
-            Box::new(reader.map_err(|error| failed(error.to_string()))?)
-        }
+        Compression::Lzma => Box::new(Lzma {
+            input,
+            stream: lzma_rust2::LzmaStream::new_mem_limit(MOST_WINDOW_KIB, None),
+            ended: false,
+        }),
         Compression::Lz4 => Box::new(Lz4::new(input)),
         Compression::Lzo => return Err(Error::new(ErrorKind::Unsupported, "lzop is not read")),
     })
+}
+
+/// The older format. Its end is found by unpacking, so that what was taken too much is given back.
+struct Lzma<'a, R> {
+    input: &'a mut Input<R>,
+    stream: lzma_rust2::LzmaStream,
+    ended: bool,
+}
+
+impl<R: Read> Read for Lzma<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
+        while !self.ended && !buf.is_empty() {
+            let next = self.input.fill_buf()?;
+            let is_last = next.is_empty();
+            let action = if is_last { lzma_rust2::Action::Finish } else { lzma_rust2::Action::Run };
+            let done = self.stream.process(next, buf, action)?;
+            self.input.consume(done.bytes_consumed);
+            if done.status == lzma_rust2::Status::StreamEnd {
+                self.ended = true;
+                self.input.give_back(self.stream.unused_input());
+            }
+            if done.bytes_produced > 0 {
+                return Ok(done.bytes_produced);
+            }
+            if is_last && !self.ended {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(0)
+    }
 }
 
 /// The magic number 0x184c2102.
