@@ -345,7 +345,6 @@ impl Connection<'_> {
     /// One header for all the data: nothing may fail once it has been sent. What does not fit into memory is therefore
     /// read once to see that it can be, and again to be sent.
     fn read_in_one_chunk(&self, request: &Request, range: Range, piece: &mut [u8]) -> io::Result<Read> {
-        let device = &*self.export.device;
         let replies = Replies::to(request, self.style);
         let mut header = vec![];
         let len = block::num::to_usize(range.len);

@@ -1,0 +1,248 @@
+//! File systems that only an appliance can change, changed by one under qemu with a guest's own kernel; judged by the
+//! file systems' own checkers and by our readers, which share no code with the kernel that wrote.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use appliance::{Appliance, Kernel, Mount, Mounted, Options};
+use block::file::{FileOptions, HostFile};
+use block::raw::{Raw, RawOptions};
+use block::slice::Slice;
+use block::{BlockDevice, ErrorKind, Result};
+use bootcheck::qemu::{Accelerator, QemuEngine, ServeDisks};
+use guestdisk::Disks;
+use guestdisk::detect::Kind;
+use guestdisk::fs::{FileKind, FileSystem};
+use guestedit::{Attributes, GuestFs};
+use nbd_server::server::event::Silent;
+use nbd_server::server::export::{Export, ExportOptions};
+use nbd_server::server::listen::Listener;
+use nbd_server::server::{Config, Handle, Limits, Server};
+use nbd_server::tls::Policy;
+
+use tests::guests::{guests, qemu_system};
+use tests::skip::tool;
+use tests::{Cmd, Dir, command, guest, requires};
+
+/// Before the file system on the second disk, so that it is a window and not a whole file.
+const BEFORE: u64 = 1 << 20;
+
+#[derive(Debug)]
+struct ByNbd;
+
+struct Serving(Handle, Option<JoinHandle<()>>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.stop();
+        drop(self.1.take().map(JoinHandle::join));
+    }
+}
+
+impl ServeDisks for ByNbd {
+    fn serve(&self, disks: Vec<(Arc<dyn BlockDevice>, bool)>, socket: &Path) -> Result<Box<dyn Send>> {
+        let export = |(index, (device, read_only)): (usize, (Arc<dyn BlockDevice>, bool))| {
+            let options = ExportOptions { read_only, ..ExportOptions::default() };
+            Arc::new(Export::new(format!("disk{index}"), device, options))
+        };
+        let mut server = Server::new(Config {
+            exports: disks.into_iter().enumerate().map(export).collect(),
+            tls: None,
+            tls_policy: Policy::Off,
+            limits: Limits { drain: Duration::from_secs(1), ..Limits::default() },
+            once: false,
+            log: Arc::new(Silent),
+        })?;
+        server.listen(Listener::unix(socket, Some(0o600))?);
+        let handle = server.handle();
+        let thread = std::thread::spawn(move || drop(server.run()));
+        Ok(Box::new(Serving(handle, Some(thread))))
+    }
+}
+
+fn engine() -> QemuEngine {
+    QemuEngine {
+        program: "qemu-system-x86_64".into(),
+        wrapper: vec!["setpriv".into(), "--pdeathsig".into(), "KILL".into()],
+        accelerator: Accelerator::Tcg,
+        directory: std::env::temp_dir(),
+        server: Arc::new(ByNbd),
+    }
+}
+
+/// The kernel of the Debian guest, read from its disk.
+fn kernel(guests: &Path, file_systems: &[&str]) -> Kernel {
+    let disks = Disks::open(guest::open(&guests.join("debian.raw"))).unwrap();
+    let root = disks.volumes().iter().find(|volume| volume.is_readable()).unwrap().file_system().unwrap();
+    let modules = root.read_dir("/usr/lib/modules").unwrap();
+    let release = modules[0].name.to_str().unwrap();
+    let folder = Path::new("/lib/modules").join(release);
+    let image = PathBuf::from(format!("/boot/vmlinuz-{release}"));
+    Kernel::from_guest(&root, &image, &root, &folder, file_systems).unwrap()
+}
+
+fn writable(path: &Path) -> Arc<dyn BlockDevice> {
+    let file = HostFile::open(path, &FileOptions::read_write()).unwrap();
+    Arc::new(Raw::open(Arc::new(file), RawOptions::default()).unwrap())
+}
+
+/// Bytes that do not compress to nothing.
+fn noise(len: usize) -> Vec<u8> {
+    let mut random = block::testing::Random::new(5);
+    (0..len.div_ceil(8)).flat_map(|_| random.next_u64().to_le_bytes()).take(len).collect()
+}
+
+/// All that can be done with a file system; `big` is the contents of the largest file.
+fn change(fs: &mut dyn GuestFs, big: &[u8]) {
+    let root = |mode| Attributes::mode(mode);
+    let path = Path::new;
+    fs.mkdir(path("/etc"), &root(0o755)).unwrap();
+    fs.mkdir(path("/boot"), &root(0o700)).unwrap();
+    let owned = Attributes {
+        uid: 12,
+        gid: 34,
+        mtime: Some(1_234_567_890),
+        xattrs: vec![
+            (b"user.color".to_vec(), b"blue".to_vec()),
+            (b"security.selinux".to_vec(), b"a:b:c\0".to_vec()),
+        ],
+        ..root(0o4750)
+    };
+    fs.create(path("/etc/owned"), b"one\n", &owned).unwrap();
+    let stat = fs.stat(path("/etc/owned")).unwrap().unwrap();
+    assert_eq!((stat.mode, stat.uid, stat.gid, stat.size, stat.mtime), (0o4750, 12, 34, 4, 1_234_567_890));
+    assert_eq!(fs.xattr(path("/etc/owned"), "security.selinux").unwrap().unwrap(), b"a:b:c\0");
+    assert_eq!(fs.xattr(path("/etc/owned"), "user.none").unwrap(), None);
+    fs.replace(path("/etc/owned"), b"another text\n").unwrap();
+    let after = fs.stat(path("/etc/owned")).unwrap().unwrap();
+    assert_eq!((after.mode & 0o777, after.uid, after.links, after.node), (0o750, 12, 1, stat.node));
+    assert_eq!(fs.xattr(path("/etc/owned"), "user.color").unwrap().unwrap(), b"blue");
+    fs.create(path("/boot/initrd"), &big[..1000], &root(0o644)).unwrap();
+    fs.replace(path("/boot/initrd"), big).unwrap();
+    assert_eq!(fs.read(path("/boot/initrd"), 1 << 30).unwrap(), big);
+    // What hostile links say ends at the root of the file system.
+    fs.symlink(path("/up"), path("../../../.."), &root(0o777)).unwrap();
+    fs.symlink(path("/proc"), path("/"), &root(0o777)).unwrap();
+    assert_eq!(fs.read(path("/up/etc/owned"), 100).unwrap(), b"another text\n");
+    assert_eq!(fs.read(path("/proc/../up/etc/owned"), 100).unwrap(), b"another text\n");
+    assert_eq!(fs.stat(path("/up/init")).unwrap(), None);
+    assert_eq!(fs.stat(path("/proc/mounts")).unwrap(), None);
+    assert_eq!(fs.stat(path("/up")).unwrap().unwrap().kind, FileKind::Symlink);
+    assert_eq!(fs.read_link(path("/up")).unwrap(), path("../../../.."));
+    refusals(fs);
+    for number in 0..300 {
+        fs.create(&PathBuf::from(format!("/boot/file-{number}")), b"x", &root(0o600)).unwrap();
+    }
+    fs.remove(path("/boot/file-7")).unwrap();
+    assert_eq!(fs.list(path("/boot")).unwrap().len(), 300);
+    let room = fs.free().unwrap();
+    assert!(room.bytes > 50 << 20 && room.bytes < 500 << 20, "{room:?}");
+    fs.sync().unwrap();
+}
+
+fn refusals(fs: &mut dyn GuestFs) {
+    let (path, root) = (Path::new, Attributes::mode(0o644));
+    for (error, kind) in [
+        (fs.create(path("/etc/owned"), b"", &root).unwrap_err(), ErrorKind::Usage),
+        (fs.create(path("/nowhere/x"), b"", &root).unwrap_err(), ErrorKind::NotFound),
+        (fs.mkdir(path("/etc"), &root).unwrap_err(), ErrorKind::Usage),
+        (fs.replace(path("/etc/none"), b"").unwrap_err(), ErrorKind::NotFound),
+        (fs.replace(path("/up"), b"").unwrap_err(), ErrorKind::Usage),
+        (fs.replace(path("/etc"), b"").unwrap_err(), ErrorKind::Usage),
+        (fs.read(path("/etc"), 9).unwrap_err(), ErrorKind::Usage),
+        (fs.read(path("/etc/owned"), 3).unwrap_err(), ErrorKind::Unsupported),
+        (fs.remove(path("/etc")).unwrap_err(), ErrorKind::Usage),
+        (fs.remove(path("/etc/none")).unwrap_err(), ErrorKind::NotFound),
+        (fs.list(path("/etc/owned")).unwrap_err(), ErrorKind::NotFound),
+        (fs.create(path("/too-big"), &vec![1; 600 << 20], &root).unwrap_err(), ErrorKind::NoSpace),
+    ] {
+        assert_eq!(error.kind(), kind, "{error}");
+    }
+    assert_eq!(fs.stat(path("/too-big")).unwrap(), None);
+}
+
+/// What our reader, which knows nothing of the kernel's, finds.
+fn judge(device: Arc<dyn BlockDevice>, big: &[u8]) {
+    let fs = FileSystem::open(device).unwrap();
+    assert!(fs.notes().is_empty(), "{:?}", fs.notes());
+    let owned = fs.metadata("/etc/owned").unwrap();
+    assert_eq!((owned.uid, owned.gid, owned.kind), (12, 34, FileKind::File));
+    assert_eq!(fs.read("/etc/owned", 100).unwrap(), b"another text\n");
+    assert!(fs.read("/boot/initrd", 1 << 30).unwrap() == big);
+    assert_eq!(fs.read_dir("/boot").unwrap().len(), 300);
+    assert_eq!(fs.read_link("/up").unwrap(), Path::new("../../../.."));
+    assert!(!fs.exists("/too-big"));
+}
+
+/// A program of the guest runs with the guest's file system as its root.
+fn run(fs: &mut Mounted) {
+    let Some(busybox) = command::find("busybox") else { return };
+    let executable = Attributes::mode(0o755);
+    fs.create(Path::new("/busybox"), &std::fs::read(busybox).unwrap(), &executable).unwrap();
+    fs.mkdir(Path::new("/sys"), &executable).unwrap();
+    fs.mkdir(Path::new("/dev"), &executable).unwrap();
+    let script = "echo $COLOR; cat /etc/owned; echo made >/etc/made; test -c /dev/null && exit 3";
+    let limit = Duration::from_secs(120);
+    let ran = fs.run(&["/busybox", "sh", "-c", script], &[("COLOR", "red")], limit).unwrap();
+    assert_eq!((ran.code, ran.timed_out), (Some(3), false), "{}", String::from_utf8_lossy(&ran.bytes));
+    assert_eq!(ran.bytes, b"red\nanother text\n");
+    assert_eq!(fs.read(Path::new("/etc/made"), 100).unwrap(), b"made\n");
+    let begin = Instant::now();
+    let slow = fs.run(&["/busybox", "sleep", "1000"], &[], Duration::from_secs(1)).unwrap();
+    assert!(slow.timed_out && begin.elapsed() < limit, "{slow:?}");
+    assert!(fs.run(&["/none"], &[], limit).unwrap_err().to_string().contains("/none"));
+}
+
+#[test]
+fn xfs_and_btrfs_are_changed_by_a_guests_kernel() {
+    requires!(qemu_system(), tool("setpriv"), tool("mkfs.xfs"), tool("mkfs.btrfs"), tool("xfs_repair"));
+    let guests = match guests() {
+        Ok(guests) => guests,
+        Err(reason) => return tests::skip::note(&reason),
+    };
+    let dir = Dir::new();
+    let (xfs, btrfs, broken) = (dir.file("xfs"), dir.file("btrfs"), dir.file("broken"));
+    dir.sparse("xfs", 400 << 20);
+    dir.sparse("btrfs", 400 << 20);
+    Cmd::new("mkfs.xfs").words("-q xfs").dir(dir.path()).ok();
+    Cmd::new("mkfs.btrfs").words("-q btrfs").dir(dir.path()).ok();
+    // An XFS in which nothing but its first sectors is whole.
+    dir.copy("xfs", "broken");
+    dir.poke("broken", 4096, &noise(8 << 20));
+    // The btrfs lies behind something else on its disk.
+    let whole = [vec![0; 1 << 20], std::fs::read(&btrfs).unwrap()].concat();
+    std::fs::write(&btrfs, whole).unwrap();
+    let window =
+        |device| -> Arc<dyn BlockDevice> { Arc::new(Slice::new(device, BEFORE, 400 << 20).unwrap()) };
+
+    let kernel = kernel(&guests, &["xfs", "btrfs"]);
+    let disks = vec![writable(&xfs), window(writable(&btrfs)), writable(&broken)];
+    let appliance = Appliance::start(disks, &kernel, &engine(), Options::default()).unwrap();
+    assert!(appliance.notes().is_empty(), "{:?}", appliance.notes());
+    let big = noise(20_000_000);
+    let error = appliance.mount(&Mount::whole(2, Kind::Xfs)).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Io), "{error:?}");
+    appliance.mount(&Mount::whole(9, Kind::Xfs)).unwrap_err();
+    let unknown = appliance.mount(&Mount::whole(0, Kind::F2fs)).unwrap_err();
+    assert_eq!(unknown.kind(), ErrorKind::Unsupported, "{unknown}");
+    for (disk, kind) in [(0, Kind::Xfs), (1, Kind::Btrfs)] {
+        let mut fs = appliance.mount(&Mount::whole(disk, kind)).unwrap();
+        change(&mut fs, &big);
+        if kind == Kind::Btrfs {
+            fs.remove(Path::new("/proc")).unwrap();
+            fs.mkdir(Path::new("/proc"), &Attributes::mode(0o755)).unwrap();
+            fs.mkdir(Path::new("/run"), &Attributes::mode(0o755)).unwrap();
+            run(&mut fs);
+        }
+    }
+    appliance.shutdown().unwrap();
+
+    judge(guest::open(&xfs), &big);
+    judge(window(guest::open(&btrfs)), &big);
+    Cmd::new("xfs_repair").words("-n xfs").dir(dir.path()).ok();
+    let bare = std::fs::read(&btrfs).unwrap().split_off(1 << 20);
+    std::fs::write(&btrfs, bare).unwrap();
+    Cmd::new("btrfs").words("check btrfs").dir(dir.path()).ok();
+}
