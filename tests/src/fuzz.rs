@@ -9,6 +9,7 @@ mod inspect;
 mod nbd;
 mod nbd_server;
 mod snapshot;
+mod source;
 mod vhdx;
 mod vmdk;
 mod vmdk_stream;
@@ -31,6 +32,7 @@ pub use self::vhdx::vhdx;
 pub use self::vmdk::{vmdk, vmdk_edited};
 pub use blocks::{block_seeds, mutated, vdi_image, vhd_image};
 pub use snapshot::qcow2_snapshot;
+pub use source::{damaged, source_libvirt, source_ovf, source_vbox, source_vmx, source_xl};
 pub use vmdk_stream::{vmdk_extent, vmdk_sequential};
 
 use crate::forge::Forge;

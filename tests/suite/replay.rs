@@ -313,3 +313,28 @@ fn nbd_server() {
         }
     }
 }
+
+/// Descriptions of machines: the corpus, and each of its files damaged in many places.
+#[test]
+fn descriptions_of_machines() {
+    type Body = fn(&[u8]);
+    let bodies: [(&str, Body); 5] = [
+        ("source_vmx", fuzz::source_vmx),
+        ("source_ovf", fuzz::source_ovf),
+        ("source_vbox", fuzz::source_vbox),
+        ("source_xl", fuzz::source_xl),
+        ("source_libvirt", fuzz::source_libvirt),
+    ];
+    for (name, body) in bodies {
+        replay(name, |bytes| {
+            body(bytes);
+            let mut random = block::testing::Random::new(bytes.len() as u64);
+            for _ in 0..400 {
+                body(&fuzz::damaged(bytes, &mut random));
+            }
+            for end in (0..bytes.len()).step_by(97) {
+                body(&bytes[..end]);
+            }
+        });
+    }
+}

@@ -249,7 +249,7 @@ fn source_without_qemu(dir: &Dir) -> Vec<u8> {
 }
 
 /// Makes a differencing disk on `parent`, known as `name` there: what Hyper-V's New-VHD -Differencing makes.
-fn difference(dir: &Dir, child: &str, parent: &str, names: &[(&[u8; 4], Vec<u8>)]) {
+pub(crate) fn difference(dir: &Dir, child: &str, parent: &str, names: &[(&[u8; 4], Vec<u8>)]) {
     let parent = Footer::parse(&tail(dir, parent)).unwrap();
     let mut footer = Footer::new(parent.current_size, parent.geometry, DiskType::Differencing).unwrap();
     footer.creator = *b"win ";
@@ -271,7 +271,7 @@ fn difference(dir: &Dir, child: &str, parent: &str, names: &[(&[u8; 4], Vec<u8>)
     dir.write(child, &bytes);
 }
 
-fn wide(text: &str) -> Vec<u8> {
+pub(crate) fn wide(text: &str) -> Vec<u8> {
     text.encode_utf16().flat_map(u16::to_le_bytes).collect()
 }
 
