@@ -9,6 +9,7 @@
 #                   /boot/grub/grub.cfg in Debian's manner; no boot loader, no network; root has no password
 #   vmlinuz, initrd its kernel and initramfs
 #   initrd.nodisk   the same initramfs without virtio_blk: it cannot find a disk
+#   initrd.lvm      the same initramfs with LVM
 #   small.raw       busybox on two file systems: ext2 for /boot (with the kernel and initramfs of Debian), ext4 for
 #                   the root; its init is busybox's, its login prompt is real
 #                   its /loop is an init that never does anything
@@ -48,7 +49,7 @@ trap 'rm -rf "$work"' EXIT
 # --- Debian, with an initramfs that holds little more than the drivers of a virtual machine ---
 root=$work/root
 mmdebstrap --quiet --variant=minbase \
-    --include=systemd-sysv,linux-image-cloud-amd64,initramfs-tools,udev,kmod,zstd,e2fsprogs \
+    --include=systemd-sysv,linux-image-cloud-amd64,initramfs-tools,udev,kmod,zstd,e2fsprogs,lvm2 \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' \
     --essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/etc/initramfs-tools"' \
@@ -65,7 +66,7 @@ echo vmtest >"$root/etc/hostname"
 printf 'UUID=%s / ext4 errors=remount-ro 0 1\n' "$ROOT_UUID" >"$root/etc/fstab"
 # Nothing of a boot check needs these, and each costs seconds under emulation.
 for unit in apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service dpkg-db-backup.timer \
-    systemd-timesyncd.service fstrim.timer; do
+    systemd-timesyncd.service fstrim.timer lvm2-monitor.service lvm2-lvmpolld.socket blk-availability.service; do
     rm -f "$root/etc/systemd/system/"*.wants/"$unit"
 done
 mkdir -p "$root/boot/grub"
@@ -143,13 +144,17 @@ disk() { # OUT MIB:FILE... : an MBR disk of these file systems, each from 1 MiB 
     done
 }
 
-# --- the initramfs, less patient: 3 s for a root that does not come, not 30; and the same without virtio_blk ---
+# --- the initramfs, less patient: 3 s for a root that does not come, not 30; with LVM, without, and without virtio_blk ---
 mkdir "$work/ramfs"
 (cd "$work/ramfs" && zstd -dcq "$root/boot/initrd.img-$version" 2>/dev/null | cpio -idm --quiet) ||
     lacks "the initramfs is not what this script expects"
 grep -q 'slumber=30' "$work/ramfs/scripts/local" || lacks "the initramfs is not what this script expects"
 sed -i 's/slumber=30/slumber=3/g' "$work/ramfs/scripts/local"
 pack() { (cd "$work/ramfs" && find . | LC_ALL=C sort | cpio -o -H newc -R 0:0 --quiet | zstd -q) >"$1"; }
+pack "$dir/initrd.lvm"
+rm -f "$work/ramfs"/scripts/*/lvm2 "$work/ramfs"/usr/lib/udev/rules.d/*lvm* "$work/ramfs"/usr/sbin/{lvm,vgchange,lvchange,dmsetup}
+find "$work/ramfs" \( -name 'dm-*.ko*' -o -name 'libdevmapper*' -o -name 'liblvm*' \) -delete
+sed -i '/lvm2/,+1d' "$work/ramfs"/scripts/*/ORDER
 pack "$dir/initrd"
 cp "$dir/initrd" "$root/boot/initrd.img-$version"
 find "$work/ramfs" -name 'virtio_blk.ko*' -delete
