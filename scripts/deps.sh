@@ -15,6 +15,8 @@ build="cc:gcc ld:binutils pkg-config:pkg-config"
 disk="mke2fs:e2fsprogs sfdisk:fdisk dpkg-deb:dpkg"
 qemu="qemu-img:qemu-utils qemu-io:qemu-utils qemu-nbd:qemu-utils"
 nbd="nbdinfo:libnbd-bin nbdcopy:libnbd-bin nbdkit:nbdkit fio:fio nbd-server:nbd-server"
+# Firmwares, and boot loaders for guests that are made by scripts/loader-image.sh.
+boot="grub-mkimage:grub-common extlinux:extlinux mkfs.vfat:dosfstools mcopy:mtools objcopy:binutils debugfs:e2fsprogs"
 # What tests/lab/kvm-lab needs; the kernel in it is fetched by the lab itself.
 lab="qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:kmod readelf:binutils xz:xz-utils setpriv:util-linux mke2fs:e2fsprogs"
 case $purpose in
@@ -26,6 +28,7 @@ case $purpose in
     lab) wanted="$lab" ;;
     *) echo "usage: deps.sh demo|test|bench|bench-nbd|lint|lab" >&2; exit 1 ;;
 esac
+[ "$purpose" = test ] && wanted="$wanted $boot"
 
 packages=""
 missing=""
@@ -39,6 +42,16 @@ done
 if ! echo '#include <stdlib.h>' | cc -E - >/dev/null 2>&1; then
     missing="$missing libc-headers"
     packages="$packages libc6-dev"
+fi
+# Nor have firmwares and boot loaders: file:package.
+if [ "$purpose" = test ]; then
+    for pair in /usr/share/seabios/bios-256k.bin:seabios /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf \
+        /usr/lib/grub/i386-pc/boot.img:grub-pc-bin /usr/lib/grub/x86_64-efi/normal.mod:grub-efi-amd64-bin \
+        /usr/lib/syslinux/mbr/mbr.bin:syslinux-common /usr/lib/systemd/boot/efi/linuxx64.efi.stub:systemd-boot-efi; do
+        [ -e "${pair%%:*}" ] && continue
+        missing="$missing ${pair##*:}"
+        packages="$packages ${pair##*:}"
+    done
 fi
 # Likewise OpenSSL's, for TLS with shared keys.
 if [ "$purpose" != lab ] && ! echo '#include <openssl/ssl.h>' | cc -E - >/dev/null 2>&1; then

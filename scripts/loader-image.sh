@@ -15,7 +15,7 @@
 #   esp-grub.raw    UEFI: GRUB on an EFI system partition, root and /boot on LVM (missing where LVM cannot work)
 #   sd-boot.raw     UEFI: systemd-boot
 #   uki.raw         UEFI: a unified kernel image as the fallback loader
-#   silent.raw      as mbr-grub.raw, without a serial console on the kernel's command line
+#   silent.raw      BIOS and UEFI: GRUB as above, and nothing on the serial port: its console is the screen
 #   NAME.bad-*.raw  broken ones; each is described where it is made, below
 #   .complete       this script's own checksum, and that of its guests
 #
@@ -191,9 +191,6 @@ mbr_grub "$dir/mbr-grub.bad-root.raw" "$work/bad.ext2"
 # bad-kernel: the configuration names a kernel that does not exist.
 boot_with "$work/bad.ext2" "$good" vmlinuz-0.0
 mbr_grub "$dir/mbr-grub.bad-kernel.raw" "$work/bad.ext2"
-# silent: nothing of the kernel is told on the serial port.
-boot_with "$work/bad.ext2" "root=UUID=$SMALL_UUID $WORDS"
-mbr_grub "$dir/silent.raw" "$work/bad.ext2"
 
 disk "$dir/gpt-grub.raw" gpt "1:$BIOS_BOOT:" "48:L:$work/boot.ext2" "16:L:$work/root.ext4"
 grub_bios "$dir/gpt-grub.raw" 2048 '(hd0,gpt2)/grub' part_gpt ext2
@@ -319,6 +316,20 @@ disk "$dir/uki.raw" gpt "48:U:$work/uki.fat" "16:L:$work/root.ext4"
 truncate -s 9000000 "$uki/EFI/BOOT/BOOTX64.EFI"
 fat 48 "$uki" "$work/uki-cut.fat"
 disk "$dir/uki.bad-cut.raw" gpt "48:U:$work/uki-cut.fat" "16:L:$work/root.ext4"
+
+# --- nothing on the serial port: whoever is asked for a login is whoever sits at the console that the kernel has ---
+cp --sparse=always "$work/root.ext4" "$work/silent.ext4"
+sed 's/^ttyS0::respawn:.*/::respawn:\/bin\/busybox getty -L console 115200 vt100/' >"$work/inittab" < <(
+    debugfs -R "cat /etc/inittab" "$work/root.ext4" 2>/dev/null
+)
+debugfs -w -R "rm /etc/inittab" "$work/silent.ext4" >/dev/null 2>&1
+debugfs -w -R "write $work/inittab /etc/inittab" "$work/silent.ext4" >/dev/null 2>&1
+boot_with "$work/silent.ext2" "root=UUID=$SMALL_UUID $WORDS"
+efi_cfg "$BOOT_UUID" "" >"$esp/EFI/debian/grub.cfg"
+rm -f "$work/esp.fat"
+fat 33 "$esp" "$work/esp.fat"
+disk "$dir/silent.raw" gpt "1:$BIOS_BOOT:" "33:U:$work/esp.fat" "48:L:$work/silent.ext2" "16:L:$work/silent.ext4"
+grub_bios "$dir/silent.raw" 2048 '(hd0,gpt3)/grub' part_gpt ext2
 
 # --- Debian, for both firmwares ---
 dd if="$guests/debian.raw" of="$work/debian.ext4" bs=1M skip=1 count=480 conv=sparse status=none

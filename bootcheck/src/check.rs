@@ -8,8 +8,9 @@ use parking_lot::{Condvar, Mutex};
 
 use block::{Error, Result};
 
-use crate::engine::{Boot, Control, Engine, MachineSpec, Observer, Outcome, Runnable};
+use crate::engine::{Boot, Control, Ending, Engine, MachineSpec, Observer, Outcome, Runnable};
 use crate::kernel;
+use crate::loader::FirmwareUse;
 use crate::pattern::Milestone;
 use crate::report::Report;
 use crate::verdict::{Reason, Stopped, Verdict, judge};
@@ -19,6 +20,10 @@ use crate::watch::{Decision, Expectations, PAUSE, Watched, Watcher};
 const SETTLE: Duration = Duration::from_millis(1500);
 /// An engine that does not stop within this time is given up.
 const STOP_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+/// How often a loader of UEFI may reset the machine because it has written entries for itself into the NVRAM.
+const RESTARTS: usize = 2;
+/// A kernel that says nothing has so many times as long as a boot loader.
+const KERNEL_PATIENCE: u32 = 3;
 /// How often the listener is asked whether to go on.
 const ASK: Duration = Duration::from_millis(100);
 
@@ -53,8 +58,10 @@ pub struct Check {
     pub image: String,
     /// The machine; its disks are written to.
     pub machine: MachineSpec,
-    /// What is booted.
-    pub source: Source,
+    /// What is booted; `None`: whatever the firmware finds.
+    pub source: Option<Source>,
+    /// The firmware that starts the guest, where one does.
+    pub firmware: Option<FirmwareUse>,
     /// What to look for.
     pub expectations: Expectations,
     /// No longer than this; `None`: for ever.
@@ -96,7 +103,8 @@ impl Listener for Silent {}
 pub fn run(check: Check, engine: &dyn Engine, listener: &Arc<dyn Listener>) -> Report {
     let mut report = Report::new(&check.image);
     report.engine = Some(engine.name());
-    report.source = Some(check.source.clone());
+    report.source.clone_from(&check.source);
+    report.firmware.clone_from(&check.firmware);
     if let Some(defect) = kernel_defect(&check) {
         report.verdict = defect;
         return report;
@@ -110,9 +118,11 @@ pub fn run(check: Check, engine: &dyn Engine, listener: &Arc<dyn Listener>) -> R
 
 /// A kernel that is no kernel says something about the image only if it comes from there.
 fn kernel_defect(check: &Check) -> Option<Verdict> {
-    let Boot::Linux { kernel, .. } = &check.machine.boot else { return None };
-    let detail = format!("'{}': {}", check.source.kernel, kernel::defect(kernel)?);
-    Some(match check.source.origin {
+    let (Boot::Linux { kernel, .. }, Some(source)) = (&check.machine.boot, &check.source) else {
+        return None;
+    };
+    let detail = format!("'{}': {}", source.kernel, kernel::defect(kernel)?);
+    Some(match source.origin {
         Origin::Disk => Verdict::NotBooted { reason: Reason::KernelDamaged, detail: Some(detail) },
         Origin::Given => Verdict::not_checked(&Error::invalid(detail)),
     })
@@ -120,33 +130,66 @@ fn kernel_defect(check: &Check) -> Option<Verdict> {
 
 fn watch(check: Check, engine: &dyn Engine, listener: &Arc<dyn Listener>, report: &mut Report) -> Result<()> {
     let started = Instant::now();
+    let through = check.firmware.as_ref().map(FirmwareUse::through);
     let eyes = Arc::new(Eyes {
-        watcher: Mutex::new(Some(Watcher::new(check.expectations)?)),
+        watcher: Mutex::new(Some(Watcher::new(check.expectations, through)?)),
         changed: Condvar::new(),
         started,
         listener: Arc::clone(listener),
     });
-    let runnable = engine.build(check.machine, Arc::clone(&eyes) as _)?;
-    let control = runnable.control();
-    listener.ready(&control);
-    let ended = start(runnable, &eyes)?;
-    let follow = Follow { eyes: &eyes, ended: &ended, limit: check.time_limit, until_end: check.until_end };
-    let (stopped, mut outcome) = follow.to_the_end(listener);
-    report.elapsed = started.elapsed();
-    if outcome.is_none() {
-        control.stop();
-        outcome = ended.recv_timeout(STOP_LIMIT).ok();
-    }
+    let stall_limit = check.firmware.as_ref().map(|firmware| firmware.stall_limit);
+    let mut machine = check.machine;
+    let mut restarts = 0;
+    let (stopped, outcome) = loop {
+        let runnable = engine.build(machine.clone(), Arc::clone(&eyes) as _)?;
+        let control = runnable.control();
+        listener.ready(&control);
+        let ended = start(runnable, &eyes)?;
+        let follow = Follow {
+            eyes: &eyes,
+            ended: &ended,
+            limit: check.time_limit,
+            stall_limit,
+            until_end: check.until_end,
+        };
+        let (stopped, mut outcome) = follow.to_the_end(listener);
+        report.elapsed = started.elapsed();
+        if outcome.is_none() {
+            control.stop();
+            outcome = ended.recv_timeout(STOP_LIMIT).ok();
+        }
+        match outcome.as_ref().and_then(|outcome| outcome.as_ref().ok()) {
+            Some(outcome) if restarts < RESTARTS && eyes.is_restart(&machine.boot, outcome) => {
+                restarts += 1;
+                report.remarks.push("a loader wrote entries into the NVRAM and reset the machine".to_owned());
+                machine.boot = with_vars(machine.boot, outcome);
+            }
+            _ => break (stopped, outcome),
+        }
+    };
     let watched = eyes.close(report.elapsed);
     let verdict = match &outcome {
         Some(Ok(outcome)) => judge(stopped, &watched, outcome),
         Some(Err(error)) => Verdict::not_checked(error),
         None => without_outcome(stopped, &watched),
     };
-    report.verdict = verdict;
     report.watched = watched;
     report.outcome = outcome.and_then(Result::ok);
+    report.verdict = match &check.firmware {
+        Some(firmware) => firmware.conclude(verdict, stopped, &mut report.watched, report.outcome.as_ref()),
+        None => verdict,
+    };
     Ok(())
+}
+
+/// The same firmware with the variables that it has left.
+fn with_vars(boot: Boot, outcome: &Outcome) -> Boot {
+    match (boot, &outcome.vars) {
+        (Boot::Firmware { code, .. }, Some(vars)) => {
+            Boot::Firmware { code, vars: Some(Arc::from(vars.as_slice())) }
+        }
+        (boot, _) => boot,
+    }
 }
 
 /// What the console has told counts although the engine does not come back.
@@ -188,16 +231,45 @@ struct Eyes {
 impl Observer for Eyes {
     fn console(&self, bytes: &[u8], at: Instant) {
         self.listener.console(bytes);
-        let at = at.saturating_duration_since(self.started);
-        let mut watcher = self.watcher.lock();
-        if let Some(watcher) = &mut *watcher {
-            watcher.feed(bytes, at);
-            self.changed.notify_all();
+        self.see(at, |watcher, at| watcher.feed(bytes, at));
+    }
+
+    fn firmware_log(&self, bytes: &[u8], at: Instant) {
+        self.see(at, |watcher, at| watcher.firmware_log(bytes, at));
+    }
+
+    fn screen(&self, rows: &[String], at: Instant) {
+        self.see(at, |watcher, at| watcher.screen(rows, at));
+    }
+
+    fn disk_read(&self, disk: usize, sector: u64, sectors: u64, at: Instant) {
+        // Nobody has to wake up for it.
+        if let Some(watcher) = &mut *self.watcher.lock() {
+            watcher.disk_read(disk, sector, sectors, at.saturating_duration_since(self.started));
         }
     }
 }
 
 impl Eyes {
+    fn see(&self, at: Instant, look: impl FnOnce(&mut Watcher, Duration)) {
+        let at = at.saturating_duration_since(self.started);
+        if let Some(watcher) = &mut *self.watcher.lock() {
+            look(watcher, at);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Whether a reset is no failure: no kernel runs yet, and a loader has written into the NVRAM (shim's fallback does,
+    /// then resets the machine to be started by its own entry).
+    fn is_restart(&self, boot: &Boot, outcome: &Outcome) -> bool {
+        let Boot::Firmware { vars: Some(before), .. } = boot else { return false };
+        let has_written = outcome.vars.as_deref().is_some_and(|after| *after != **before);
+        let may = |watcher: &Watcher| watcher.decision().is_none() && watcher.silent_since().is_some();
+        matches!(outcome.ending, Ending::Reset { .. })
+            && has_written
+            && self.watcher.lock().as_ref().is_some_and(may)
+    }
+
     /// Looks at what the console shows after at most `wait`; earlier if there is news.
     fn look(&self, wait: Duration) -> Look {
         let mut watcher = self.watcher.lock();
@@ -207,7 +279,13 @@ impl Eyes {
         let elapsed = self.started.elapsed();
         let Some(watcher) = &mut *watcher else { return Look::default() };
         watcher.tick(elapsed);
-        Look { decision: watcher.decision(), station: watcher.station(), line: watcher.last_line() }
+        Look {
+            decision: watcher.decision(),
+            station: watcher.station(),
+            line: watcher.last_line(),
+            silent_for: watcher.silent_since().map(|since| elapsed.saturating_sub(since)),
+            has_loaded_kernel: watcher.has_loaded_kernel(),
+        }
     }
 
     fn close(&self, elapsed: Duration) -> Watched {
@@ -222,6 +300,10 @@ struct Look {
     decision: Option<Decision>,
     station: Option<Milestone>,
     line: String,
+    /// How long nothing has been seen of a guest that has not come to its kernel.
+    silent_for: Option<Duration>,
+    /// The silence may be a kernel's.
+    has_loaded_kernel: bool,
 }
 
 /// Follows a running machine.
@@ -229,6 +311,7 @@ struct Follow<'a> {
     eyes: &'a Eyes,
     ended: &'a Receiver<Result<Outcome>>,
     limit: Option<Duration>,
+    stall_limit: Option<Duration>,
     until_end: bool,
 }
 
@@ -247,6 +330,13 @@ impl Follow<'_> {
             let elapsed = self.eyes.started.elapsed();
             if let Some(limit) = self.limit.filter(|limit| elapsed >= *limit) {
                 return (Stopped::TimeLimit(limit), None);
+            }
+            let patience = if look.has_loaded_kernel { KERNEL_PATIENCE } else { 1 };
+            let stall_limit = self.stall_limit.filter(|_| !self.until_end).map(|limit| limit * patience);
+            if let Some(silent) =
+                look.silent_for.filter(|silent| stall_limit.is_some_and(|limit| *silent >= limit))
+            {
+                return (Stopped::Stalled(silent), None);
             }
             if elapsed.saturating_sub(told) >= ASK {
                 told = elapsed;

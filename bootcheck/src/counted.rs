@@ -1,6 +1,7 @@
 //! A disk that counts what is done to it, for engines that do not see the guest's requests themselves.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -17,18 +18,26 @@ pub struct Counted {
     device: Arc<dyn BlockDevice>,
     activity: Mutex<DiskActivity>,
     reads: Option<ReadWatch>,
+    /// Reads are told.
+    telling: AtomicBool,
 }
 
 impl Counted {
     /// Counts from 0.
     pub fn new(device: Arc<dyn BlockDevice>) -> Self {
-        Self { device, activity: Mutex::default(), reads: None }
+        Self { device, activity: Mutex::default(), reads: None, telling: AtomicBool::new(true) }
     }
 
     /// The same, with somebody who is told of every read.
     #[must_use]
     pub fn watched_by(self, reads: ReadWatch) -> Self {
         Self { reads: Some(reads), ..self }
+    }
+
+    /// Nothing is told before the first [`reset`](Self::reset).
+    #[must_use]
+    pub fn from_reset(self) -> Self {
+        Self { telling: AtomicBool::new(false), ..self }
     }
 
     /// What has been counted.
@@ -39,6 +48,7 @@ impl Counted {
     /// Begins anew.
     pub fn reset(&self) {
         *self.activity.lock() = DiskActivity::default();
+        self.telling.store(true, Ordering::Relaxed);
     }
 
     fn count(&self, what: &str, result: &Result<()>, add: impl FnOnce(&mut DiskActivity)) {
@@ -82,7 +92,7 @@ impl BlockDevice for Counted {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let len = buf.len() as u64;
-        if let Some(reads) = &self.reads {
+        if let Some(reads) = self.reads.as_ref().filter(|_| self.telling.load(Ordering::Relaxed)) {
             reads.tell(offset / SECTOR, len.div_ceil(SECTOR));
         }
         let result = self.device.read_at(buf, offset);
@@ -184,5 +194,10 @@ mod tests {
         disk.read_at(&mut [0; 1024], 512).unwrap();
         disk.read_at(&mut [0; 100], 4096).unwrap();
         assert_eq!(*seen.0.lock(), [(3, 1, 2), (3, 8, 1)]);
+        let disk = disk.from_reset();
+        disk.read_at(&mut [0; 512], 0).unwrap();
+        disk.reset();
+        disk.read_at(&mut [0; 512], 512).unwrap();
+        assert_eq!(seen.0.lock()[2..], [(3, 1, 1)]);
     }
 }

@@ -6,10 +6,12 @@
 //!     observer  <-- its standard output ------------------  serial port
 //!     Control   --- its standard input  ----------------->  serial port
 //!     qmp       <-- Unix socket: events, registers  ----->  monitor
+//!     observer  <-- Unix socket --------------------------  the firmware's log (port 0x402)
+//!     observer  <-- a file, through qmp ------------------  the screen of a BIOS guest, while it is text
 //! ```
 //!
 //! All sockets and files lie in a private folder that is removed in the end. The NBD server is the caller's
-//! ([`ServeDisks`]): this crate knows no protocol for disks. qemu gets no network, no graphics, and a sandbox that
+//! ([`ServeDisks`]): this crate knows no protocol for disks. qemu gets no network, no window, and a sandbox that
 //! keeps it from starting programs.
 
 mod args;
@@ -17,6 +19,7 @@ mod folder;
 mod qmp;
 mod registers;
 mod run;
+mod screen;
 
 use std::ffi::OsString;
 use std::fmt::Debug;
@@ -27,9 +30,10 @@ use std::sync::mpsc;
 use block::{BlockDevice, Result, ResultExt as _};
 
 use crate::counted::Counted;
-use crate::engine::{Boot, Engine, MachineSpec, Observer, Runnable};
+use crate::engine::{Boot, Disk, Engine, MachineSpec, Observer, ReadWatch, Runnable};
 use folder::Folder;
-use run::Machine;
+use run::{Machine, Parts};
+use screen::Screen;
 
 /// How qemu runs the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,14 +81,33 @@ impl Engine for QemuEngine {
         let folder = Folder::new(&self.directory)?;
         write_boot(&spec.boot, &folder)?;
         let disks: Vec<_> =
-            spec.disks.iter().map(|disk| Arc::new(Counted::new(Arc::clone(&disk.device)))).collect();
+            spec.disks.iter().enumerate().map(|disk| Arc::new(counted(disk, &observer))).collect();
         let served = disks.iter().zip(&spec.disks);
         let served = served.map(|(counted, disk)| (Arc::clone(counted) as _, disk.read_only)).collect();
         let server = self.server.serve(served, &folder.file(args::NBD))?;
         let (sender, events) = mpsc::channel();
         let args = args::args(&spec, self.accelerator, folder.path());
-        Ok(Box::new(Machine::new(self.clone(), args, folder, server, disks, observer, sender, events)))
+        let screen = args::has_screen(&spec.boot).then(|| Screen::new(folder.file(args::SCREEN)));
+        let has_firmware = matches!(spec.boot, Boot::Firmware { .. });
+        Ok(Box::new(Machine::new(Parts {
+            engine: self.clone(),
+            args,
+            folder,
+            server,
+            disks,
+            observer,
+            sender,
+            events,
+            screen,
+            has_firmware,
+        })))
     }
+}
+
+/// A disk with its place, counted and watched. qemu has a look at it before the guest does, which is not told.
+fn counted((index, disk): (usize, &Disk), observer: &Arc<dyn Observer>) -> Counted {
+    let reads = ReadWatch::new(Arc::clone(observer), index);
+    Counted::new(Arc::clone(&disk.device)).watched_by(reads).from_reset()
 }
 
 /// Writes what is booted into files that qemu can read.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::check::Source;
 use crate::engine::{Ending, Outcome};
+use crate::loader::FirmwareUse;
 use crate::verdict::Verdict;
 use crate::watch::Watched;
 
@@ -23,8 +24,10 @@ pub struct Report {
     pub verdict: Verdict,
     /// The engine that ran the guest.
     pub engine: Option<&'static str>,
-    /// What was booted.
+    /// What was booted, unless a firmware chose it.
     pub source: Option<Source>,
+    /// The firmware that started the guest.
+    pub firmware: Option<FirmwareUse>,
     /// What the console told.
     pub watched: Watched,
     /// How the machine ended, as far as its engine came back.
@@ -43,6 +46,7 @@ impl Report {
             verdict: Verdict::NotChecked { error: "not checked".to_owned(), hints: vec![], cancelled: false },
             engine: None,
             source: None,
+            firmware: None,
             watched: Watched::default(),
             outcome: None,
             elapsed: Duration::ZERO,

@@ -47,6 +47,8 @@ pub enum Reason {
     PowerOff,
     /// The processor (or KVM) cannot go on.
     Stuck,
+    /// A kernel has been loaded, and nothing more is known: neither it nor the system says anything.
+    Silent,
     /// The time is over, and the guest has not printed anything.
     NoOutput,
     /// The time is over.
@@ -55,7 +57,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::NoDiskDriver,
         Self::RootNotFound,
         Self::RootNotMounted,
@@ -74,6 +76,7 @@ impl Reason {
         Self::Reset,
         Self::PowerOff,
         Self::Stuck,
+        Self::Silent,
         Self::NoOutput,
         Self::Timeout,
     ];
@@ -99,6 +102,7 @@ impl Reason {
             Self::Reset => "reset",
             Self::PowerOff => "power-off",
             Self::Stuck => "stuck",
+            Self::Silent => "silent",
             Self::NoOutput => "no-output",
             Self::Timeout => "timeout",
         }
@@ -127,6 +131,7 @@ impl Reason {
             Self::Reset => "the guest reset the machine",
             Self::PowerOff => "the guest switched the machine off",
             Self::Stuck => "the processor cannot go on",
+            Self::Silent => "a kernel was loaded, and nothing was said since: whether it boots is not known",
             Self::NoOutput => "the time is over, and nothing was printed on the serial console",
             Self::Timeout => "the time is over",
         }
@@ -194,6 +199,8 @@ pub enum Stopped {
     Decided,
     /// The time was over.
     TimeLimit(Duration),
+    /// Nothing had been seen of a firmware or boot loader for so long.
+    Stalled(Duration),
     /// The user wanted it.
     Cancelled,
 }
@@ -210,8 +217,10 @@ pub fn judge(stopped: Stopped, watched: &Watched, outcome: &Outcome) -> Verdict 
     if stopped == Stopped::Cancelled {
         return Verdict::NotChecked { error: "cancelled".to_owned(), hints: vec![], cancelled: true };
     }
-    if let Stopped::TimeLimit(limit) = stopped {
-        return out_of_time(limit, watched);
+    match stopped {
+        Stopped::TimeLimit(limit) => return out_of_time(limit, watched),
+        Stopped::Stalled(silent) => return stalled(silent),
+        _ => {}
     }
     let (reason, detail) = match &outcome.ending {
         Ending::PowerOff => (Reason::PowerOff, waiting_for(watched)),
@@ -250,13 +259,19 @@ fn refine(reason: Reason, disks: &[DiskActivity]) -> Reason {
     }
 }
 
+/// Only a firmware or boot loader stalls.
+fn stalled(silent: Duration) -> Verdict {
+    let detail = format!("nothing was printed and no disk was read for {} s", silent.as_secs());
+    not_booted(Reason::BootLoader, Some(detail))
+}
+
 fn out_of_time(limit: Duration, watched: &Watched) -> Verdict {
     let limit = format!("after {} s", limit.as_secs());
     if watched.bytes == 0 {
         return not_booted(Reason::NoOutput, Some(limit));
     }
-    let reached = watched.stations.iter().max_by_key(|station| station.milestone);
-    let reached = reached.map(|station| format!("; the last station was: {}", station.milestone.words()));
+    let reached =
+        watched.furthest().map(|station| format!("; the last station was: {}", station.milestone.words()));
     not_booted(
         Reason::Timeout,
         Some(format!("{limit}{}{}", reached.unwrap_or_default(), also_waiting(watched))),
@@ -277,131 +292,4 @@ fn waiting_for(watched: &Watched) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pattern::Milestone;
-    use crate::watch::{Failure, Match, Station};
-
-    fn outcome(ending: Ending) -> Outcome {
-        Outcome {
-            ending,
-            cpus: vec![],
-            disks: vec![DiskActivity { reads: 1, read_bytes: 4096, ..DiskActivity::default() }],
-            startup: Duration::ZERO,
-            screen: vec![],
-            vars: None,
-        }
-    }
-
-    fn seen(name: &str) -> Match {
-        Match { pattern: name.to_owned(), line: "line".to_owned(), at: Duration::from_secs(1) }
-    }
-
-    fn failing(reason: Reason) -> Watched {
-        Watched { bytes: 9, failures: vec![Failure { reason, seen: seen("p") }], ..Watched::default() }
-    }
-
-    #[track_caller]
-    fn expect_reason(verdict: &Verdict, expected: Reason) {
-        match verdict {
-            Verdict::NotBooted { reason, .. } => assert_eq!(*reason, expected),
-            other => panic!("{other:?}"),
-        }
-        assert_eq!(verdict.exit_code(), 1);
-    }
-
-    #[test]
-    fn a_prompt_is_success_whatever_comes_then() {
-        let watched = Watched { bytes: 1, success: Some(seen("login prompt")), ..Watched::default() };
-        for ending in [Ending::Stopped, Ending::PowerOff, Ending::TripleFault] {
-            let verdict = judge(Stopped::Decided, &watched, &outcome(ending));
-            assert_eq!((&verdict, verdict.exit_code()), (&Verdict::Booted, 0));
-        }
-        // Also at the last moment.
-        let late = judge(Stopped::TimeLimit(Duration::from_secs(1)), &watched, &outcome(Ending::Stopped));
-        assert_eq!(late, Verdict::Booted);
-    }
-
-    #[test]
-    fn the_first_failure_is_the_reason() {
-        let mut watched = failing(Reason::RootNotMounted);
-        watched.failures.push(Failure { reason: Reason::KernelPanic, seen: seen("q") });
-        let verdict = judge(Stopped::GuestEnded, &watched, &outcome(Ending::Reset { how: "ACPI" }));
-        expect_reason(&verdict, Reason::RootNotMounted);
-    }
-
-    #[test]
-    fn who_never_reads_has_no_driver() {
-        for reason in [Reason::RootNotFound, Reason::InitramfsShell, Reason::DracutShell] {
-            let mut ended = outcome(Ending::Stopped);
-            expect_reason(&judge(Stopped::Decided, &failing(reason), &ended), reason);
-            let looked_at = DiskActivity { reads: 1, read_bytes: 512, ..DiskActivity::default() };
-            ended.disks = vec![DiskActivity::default(), looked_at];
-            expect_reason(&judge(Stopped::Decided, &failing(reason), &ended), Reason::NoDiskDriver);
-            // Nothing is known about disks that nobody counted.
-            ended.disks.clear();
-            expect_reason(&judge(Stopped::Decided, &failing(reason), &ended), reason);
-        }
-        let mut ended = outcome(Ending::Stopped);
-        ended.disks = vec![DiskActivity::default()];
-        expect_reason(&judge(Stopped::Decided, &failing(Reason::KernelPanic), &ended), Reason::KernelPanic);
-    }
-
-    #[test]
-    fn time_limits() {
-        let limit = Stopped::TimeLimit(Duration::from_secs(60));
-        let silent = judge(limit, &Watched::default(), &outcome(Ending::Stopped));
-        expect_reason(&silent, Reason::NoOutput);
-        let watched = Watched {
-            bytes: 100,
-            stations: vec![
-                Station { milestone: Milestone::Initramfs, at: Duration::ZERO, line: String::new() },
-                Station { milestone: Milestone::Kernel, at: Duration::ZERO, line: String::new() },
-            ],
-            expected: 3,
-            expected_seen: 1,
-            waiting_for: Some("ready".to_owned()),
-            ..Watched::default()
-        };
-        let verdict = judge(limit, &watched, &outcome(Ending::Stopped));
-        expect_reason(&verdict, Reason::Timeout);
-        let Verdict::NotBooted { detail: Some(detail), .. } = verdict else { panic!() };
-        assert_eq!(
-            detail,
-            "after 60 s; the last station was: initramfs; still waiting for 'ready' (1 of 3 patterns seen)"
-        );
-    }
-
-    #[test]
-    fn endings_without_words() {
-        let watched = Watched { bytes: 5, ..Watched::default() };
-        for (ending, reason) in [
-            (Ending::PowerOff, Reason::PowerOff),
-            (Ending::Reset { how: "port 0xcf9" }, Reason::Reset),
-            (Ending::TripleFault, Reason::TripleFault),
-            (Ending::Stuck { reason: "internal error 1".to_owned() }, Reason::Stuck),
-        ] {
-            expect_reason(&judge(Stopped::GuestEnded, &watched, &outcome(ending)), reason);
-        }
-    }
-
-    #[test]
-    fn what_says_nothing_about_the_image_is_no_verdict() {
-        let watched = Watched { bytes: 5, ..Watched::default() };
-        for (stopped, ending) in [
-            (Stopped::Cancelled, Ending::Stopped),
-            (Stopped::GuestEnded, Ending::EngineDied { reason: "killed".to_owned() }),
-            (Stopped::GuestEnded, Ending::Stopped),
-        ] {
-            let verdict = judge(stopped, &watched, &outcome(ending));
-            assert_eq!((verdict.name(), verdict.exit_code()), ("not-checked", 2));
-        }
-    }
-
-    #[test]
-    fn names_are_unique_and_plain() {
-        let names: std::collections::BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
-        assert_eq!(names.len(), Reason::ALL.len());
-        assert!(names.iter().all(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')));
-    }
-}
+mod tests;

@@ -1,7 +1,16 @@
-//! Watches a console: what has been seen, when, and whether that decides the matter.
+//! Watches a guest: what has been seen, when, and whether that decides the matter.
+//!
+//! ```text
+//!   console bytes -> lines --.
+//!   screen rows -------------+-> patterns -> signs, stations, notes
+//!   firmware log -> lines ---'                  ^
+//!   disk reads -> trace (landmarks) ------------'
+//! ```
 //!
 //! Complete lines are looked at as they end. The line that has not ended is looked at when the console has paused:
 //! then it may be a prompt, and what is half printed is not taken for one.
+
+mod seen;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -10,8 +19,11 @@ use block::{Error, Result};
 use regex::Regex;
 
 use crate::console::Lines;
-use crate::pattern::{Milestone, Patterns, Sign};
+use crate::pattern::{Milestone, Pattern, Patterns, Sign};
+use crate::trace::Trace;
 use crate::verdict::Reason;
+
+pub use seen::{Evidence, Failure, Match, Station, Watched};
 
 /// A console that has been silent for so long may be showing a prompt.
 pub const PAUSE: Duration = Duration::from_millis(30);
@@ -53,62 +65,6 @@ fn compile(text: &str, option: &str) -> Result<Regex> {
     })
 }
 
-/// A line that has been recognised.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Match {
-    /// The name of the pattern, or the user's regular expression.
-    pub pattern: String,
-    /// The line.
-    pub line: String,
-    /// When, from the start of the run.
-    pub at: Duration,
-}
-
-/// A sign of failure.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// What it means.
-    pub reason: Reason,
-    /// The line.
-    pub seen: Match,
-}
-
-/// A station that has been passed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Station {
-    /// Which.
-    pub milestone: Milestone,
-    /// When, from the start of the run.
-    pub at: Duration,
-    /// The line that told.
-    pub line: String,
-}
-
-/// Everything that a console has told.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Watched {
-    /// Bytes that were printed.
-    pub bytes: u64,
-    /// When the last of them came.
-    pub last_output: Option<Duration>,
-    /// The sign of success: the last one that was expected.
-    pub success: Option<Match>,
-    /// The signs of failure before that, in the order in which they were seen, each once.
-    pub failures: Vec<Failure>,
-    /// What may explain a failure.
-    pub notes: Vec<Match>,
-    /// The stations, in the order in which they were seen, each once.
-    pub stations: Vec<Station>,
-    /// How many patterns the user expects.
-    pub expected: usize,
-    /// How many of them have been seen.
-    pub expected_seen: usize,
-    /// The next of them.
-    pub waiting_for: Option<String>,
-    /// The last lines, oldest first.
-    pub tail: Vec<String>,
-}
-
 /// Whether a console has told enough.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
@@ -118,26 +74,71 @@ pub enum Decision {
     Failure,
 }
 
-/// Watches one console.
+/// What is known of a boot through a firmware before it begins.
+#[derive(Debug, Clone, Default)]
+pub struct Through {
+    /// Places of the disks that tell something when they are read.
+    pub trace: Trace,
+    /// The first sector of the first disk is one that a BIOS starts although it holds no code.
+    pub starts_nothing: bool,
+}
+
+/// A text that comes in pieces.
+#[derive(Debug)]
+struct Reader {
+    lines: Lines,
+    /// When the unfinished line last grew, unless it has been looked at since.
+    unseen: Option<Duration>,
+}
+
+impl Reader {
+    fn new() -> Self {
+        Self { lines: Lines::new(), unseen: None }
+    }
+
+    /// The lines that `bytes` complete.
+    fn push(&mut self, bytes: &[u8], at: Duration) -> Vec<String> {
+        let mut complete = vec![];
+        self.lines.push(bytes, |line| complete.push(line.to_owned()));
+        self.unseen = Some(at);
+        complete
+    }
+
+    /// The unfinished line, if there is news in it and nothing has come for `pause`; and when it came.
+    fn paused(&mut self, now: Duration, pause: Duration) -> Option<(String, Duration)> {
+        let since = self.unseen.filter(|since| now.saturating_sub(*since) >= pause)?;
+        self.unseen = None;
+        let line = self.lines.partial().into_owned();
+        (!line.is_empty()).then_some((line, since.min(now)))
+    }
+}
+
+/// Watches one guest.
 #[derive(Debug)]
 pub struct Watcher {
     patterns: Patterns,
+    log_patterns: Patterns,
     expectations: Expectations,
-    lines: Lines,
+    console: Reader,
+    log: Reader,
+    screen: Vec<String>,
     tail: VecDeque<String>,
+    log_tail: VecDeque<String>,
     watched: Watched,
-    /// When the unfinished line last grew, unless it has been looked at since.
-    unseen: Option<Duration>,
     /// Bytes of the unfinished line in which expected patterns have been found already.
     used: usize,
+    /// A firmware starts the guest.
+    through: Option<Through>,
+    /// When something was last seen of the guest, of whatever kind.
+    last_sign: Duration,
 }
 
 impl Watcher {
-    /// Begins to watch.
+    /// Begins to watch. `through`: a firmware starts the guest.
     ///
     /// # Errors
     /// Never in practice: the built-in patterns are tested.
-    pub fn new(expectations: Expectations) -> Result<Self> {
+    pub fn new(expectations: Expectations, through: Option<Through>) -> Result<Self> {
         let watched = Watched {
             expected: expectations.expect.len(),
             waiting_for: expectations.expect.first().map(|regex| regex.as_str().to_owned()),
@@ -145,12 +146,17 @@ impl Watcher {
         };
         Ok(Self {
             patterns: Patterns::new()?,
+            log_patterns: Patterns::of_log()?,
             expectations,
-            lines: Lines::new(),
+            console: Reader::new(),
+            log: Reader::new(),
+            screen: vec![],
             tail: VecDeque::new(),
+            log_tail: VecDeque::new(),
             watched,
-            unseen: None,
             used: 0,
+            through,
+            last_sign: Duration::ZERO,
         })
     }
 
@@ -160,34 +166,79 @@ impl Watcher {
             return;
         }
         if self.watched.bytes == 0 {
-            self.pass(Milestone::FirstByte, "", at);
+            self.pass(Milestone::FirstByte, "", at, Evidence::Console);
+            if self.through.is_some() {
+                self.pass(Milestone::Firmware, "", at, Evidence::Console);
+            }
         }
         self.watched.bytes = self.watched.bytes.saturating_add(bytes.len() as u64);
         self.watched.last_output = Some(at);
-        let mut complete = vec![];
-        self.lines.push(bytes, |line| complete.push(line.to_owned()));
-        for line in complete {
-            self.look(&line, at);
+        self.last_sign = at;
+        for line in self.console.push(bytes, at) {
+            self.look(&line, at, Evidence::Console);
             self.used = 0;
-            self.keep(&line);
+            keep(&mut self.tail, &line);
         }
-        self.unseen = Some(at);
     }
 
-    /// Looks at the unfinished line if the console has paused.
+    /// The firmware has written `bytes` into its log at `at`.
+    pub fn firmware_log(&mut self, bytes: &[u8], at: Duration) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.pass(Milestone::Firmware, "", at, Evidence::FirmwareLog);
+        self.last_sign = at;
+        for line in self.log.push(bytes, at) {
+            self.look_at_log(&line, at);
+            keep(&mut self.log_tail, &line);
+        }
+    }
+
+    /// The screen shows these rows at `at`.
+    pub fn screen(&mut self, rows: &[String], at: Duration) {
+        self.last_sign = at;
+        let before = std::mem::replace(&mut self.screen, rows.to_vec());
+        let used = std::mem::take(&mut self.used);
+        for row in rows.iter().filter(|row| !row.is_empty() && !before.contains(row)) {
+            self.look(row, at, Evidence::Screen);
+            self.used = 0;
+        }
+        self.used = used;
+    }
+
+    /// The guest reads this of a disk at `at`.
+    pub fn disk_read(&mut self, disk: usize, sector: u64, sectors: u64, at: Duration) {
+        self.last_sign = at;
+        let Some(through) = &mut self.through else { return };
+        if let Some((milestone, why)) = through.trace.read(disk, sector, sectors, at) {
+            self.pass(milestone, &why, at, Evidence::DiskReads);
+        }
+    }
+
+    /// Looks at unfinished lines if nothing more has come.
     pub fn tick(&mut self, now: Duration) {
-        if self.unseen.is_some_and(|since| now.saturating_sub(since) >= PAUSE) {
-            self.look_at_partial(now);
+        self.look_at_partial(now, PAUSE);
+    }
+
+    fn look_at_partial(&mut self, now: Duration, pause: Duration) {
+        if let Some((line, since)) = self.console.paused(now, pause) {
+            self.look(&line, since, Evidence::Console);
+        }
+        if let Some((line, since)) = self.log.paused(now, pause) {
+            self.look_at_log(&line, since);
         }
     }
 
-    fn look_at_partial(&mut self, now: Duration) {
-        if let Some(since) = self.unseen.take() {
-            let line = self.lines.partial().into_owned();
-            if !line.is_empty() {
-                self.look(&line, since.min(now));
-            }
-        }
+    /// When something was last seen of the guest, unless it is known to be beyond its boot loader: then silence means
+    /// nothing.
+    pub fn silent_since(&self) -> Option<Duration> {
+        let beyond = |station: &Station| station.by.is_spoken() && station.milestone >= Milestone::Kernel;
+        (!self.watched.stations.iter().any(beyond)).then_some(self.last_sign)
+    }
+
+    /// Whether a boot loader has read all of a kernel: from then on silence may be that of the kernel.
+    pub fn has_loaded_kernel(&self) -> bool {
+        self.through.as_ref().is_some_and(|through| through.trace.has_loaded_kernel())
     }
 
     /// Whether enough has been seen.
@@ -201,7 +252,7 @@ impl Watcher {
 
     /// The last line that is not empty, for showing where the guest is.
     pub fn last_line(&self) -> String {
-        let partial = self.lines.partial();
+        let partial = self.console.lines.partial();
         let complete = self.tail.iter().rev().map(String::as_str);
         std::iter::once(&*partial)
             .chain(complete)
@@ -217,41 +268,66 @@ impl Watcher {
 
     /// The end of the run: everything that has been seen.
     pub fn finish(mut self, now: Duration) -> Watched {
-        self.look_at_partial(now);
-        let partial = self.lines.partial().into_owned();
-        if !partial.is_empty() {
-            self.keep(&partial);
+        self.look_at_partial(now, Duration::ZERO);
+        for (reader, tail) in [(&self.console, &mut self.tail), (&self.log, &mut self.log_tail)] {
+            let partial = reader.lines.partial();
+            if !partial.is_empty() {
+                keep(tail, &partial);
+            }
         }
-        Watched { tail: self.tail.into(), ..self.watched }
+        let readings = self.through.map(|through| through.trace.readings()).unwrap_or_default();
+        Watched { tail: self.tail.into(), firmware_log: self.log_tail.into(), readings, ..self.watched }
     }
 
     /// Takes a line for what it is. An unfinished line may come again when it is longer.
-    fn look(&mut self, line: &str, at: Duration) {
+    fn look(&mut self, line: &str, at: Duration, by: Evidence) {
         self.look_for_expected(line, at);
         self.look_for_fail(line, at);
         let found: Vec<_> = self.patterns.on(line).collect();
-        // Of two signs on a line the first one counts; stations and notes are all noted.
+        // Of two signs on a line the first one counts, and a sign of failure is no station; notes are all noted.
+        let failed = found.iter().any(|pattern| matches!(pattern.sign, Sign::Failure(_)));
         let mut decided = false;
         for pattern in found {
             match pattern.sign {
                 Sign::Success(milestone) => {
-                    self.pass(milestone, line, at);
+                    self.pass(milestone, line, at, by);
                     if self.expectations.expect.is_empty() && !decided {
                         self.succeed(pattern.name, line, at);
                     }
                     decided = true;
                 }
                 Sign::Failure(reason) if !decided => {
-                    if self.expectations.ignore_failures {
-                        self.note(pattern.name, line, at);
-                    } else {
-                        self.fail(reason, pattern.name, line, at);
-                    }
+                    self.sign_of_failure(reason, pattern, line, at);
                     decided = true;
                 }
                 Sign::Failure(_) => {}
                 Sign::Note => self.note(pattern.name, line, at),
-                Sign::Station(milestone) => self.pass(milestone, line, at),
+                Sign::Station(milestone) if !failed => self.pass(milestone, line, at, by),
+                Sign::Station(_) => {}
+            }
+        }
+    }
+
+    fn sign_of_failure(&mut self, reason: Reason, pattern: &Pattern, line: &str, at: Duration) {
+        if self.expectations.ignore_failures {
+            self.note(pattern.name, line, at);
+        } else {
+            self.fail(reason, pattern.name, line, at);
+        }
+    }
+
+    fn look_at_log(&mut self, line: &str, at: Duration) {
+        let found: Vec<_> = self.log_patterns.on(line).collect();
+        for pattern in found {
+            match pattern.sign {
+                Sign::Station(Milestone::BootLoader)
+                    if self.through.as_ref().is_some_and(|through| through.starts_nothing) =>
+                {
+                    self.fail(Reason::NoBootLoader, "boot sector without code", line, at);
+                }
+                Sign::Station(milestone) => self.pass(milestone, line, at, Evidence::FirmwareLog),
+                Sign::Failure(reason) => self.sign_of_failure(reason, pattern, line, at),
+                Sign::Success(_) | Sign::Note => {}
             }
         }
     }
@@ -293,24 +369,31 @@ impl Watcher {
     }
 
     fn note(&mut self, pattern: &str, line: &str, at: Duration) {
-        let known = self.watched.notes.iter().any(|note| line.starts_with(&*note.line) || note.line == line);
-        if !known && self.watched.notes.len() < KEPT {
+        // An unfinished line comes again when it is longer, and what a BIOS cuts on the serial port is whole on the screen.
+        let known = self.watched.notes.iter_mut().find(|note| line.starts_with(&*note.line));
+        if let Some(known) = known {
+            known.line = shorten(line.trim_end());
+        } else if self.watched.notes.len() < KEPT {
             self.watched.notes.push(matched(pattern, line, at));
         }
     }
 
-    fn pass(&mut self, milestone: Milestone, line: &str, at: Duration) {
+    fn pass(&mut self, milestone: Milestone, line: &str, at: Duration, by: Evidence) {
         if !self.watched.stations.iter().any(|station| station.milestone == milestone) {
-            self.watched.stations.push(Station { milestone, at, line: shorten(line) });
+            self.watched.stations.push(Station { milestone, at, line: shorten(line), by });
         }
     }
+}
 
-    fn keep(&mut self, line: &str) {
-        if self.tail.len() == TAIL {
-            self.tail.pop_front();
-        }
-        self.tail.push_back(shorten(line));
+/// Keeps a line as one of the last; of several empty ones (menus are full of them) one.
+fn keep(tail: &mut VecDeque<String>, line: &str) {
+    if line.trim().is_empty() && tail.back().is_none_or(|last| last.trim().is_empty()) {
+        return;
     }
+    if tail.len() == TAIL {
+        tail.pop_front();
+    }
+    tail.push_back(shorten(line));
 }
 
 fn matched(pattern: &str, line: &str, at: Duration) -> Match {

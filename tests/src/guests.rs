@@ -16,6 +16,38 @@ pub fn guests() -> Result<PathBuf, String> {
     if made.code == Some(0) { Ok(folder) } else { Err(format!("no guests: {}", made.stderr.trim())) }
 }
 
+/// The folder of the guests with boot loaders, which `scripts/loader-image.sh` makes of the others in some seconds.
+///
+/// # Errors
+/// Something is missing: as [`guests`], and loop devices or loaders.
+pub fn loaders() -> Result<PathBuf, String> {
+    let (guests, folder) = (guests()?, folder().join("loaders"));
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/loader-image.sh");
+    let made = Cmd::new("bash").arg(script).arg(&guests).arg(&folder).timeout(900).run();
+    if made.code == Some(0) {
+        Ok(folder)
+    } else {
+        Err(format!("no guests with loaders: {}", made.stderr.trim()))
+    }
+}
+
+/// The firmwares of Debian's packages.
+///
+/// # Errors
+/// One of them is not there.
+pub fn firmwares() -> Need {
+    for (file, package) in [
+        ("/usr/share/seabios/bios-256k.bin", "seabios"),
+        ("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"),
+        ("/usr/share/OVMF/OVMF_VARS_4M.fd", "ovmf"),
+    ] {
+        if !Path::new(file).exists() {
+            return Err(format!("no {file} on this machine (Debian: {package})"));
+        }
+    }
+    Ok(())
+}
+
 /// `VIMG_GUESTS`, or beside the programs that cargo has built.
 fn folder() -> PathBuf {
     if let Some(folder) = std::env::var_os("VIMG_GUESTS") {

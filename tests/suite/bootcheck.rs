@@ -256,7 +256,6 @@ fn what_cannot_be_checked_is_no_verdict() {
     no("--engine xen empty.raw", "--engine expects 'auto', 'kvm' or 'qemu' not 'xen'");
     no("--transport usb empty.raw", "--transport expects 'pci' or 'mmio' not 'usb'");
     no("--memory 1M empty.raw", "a guest needs 64M or more");
-    no("--firmware auto empty.raw", "not in this version");
     no("--kernel k --entry 1 empty.raw", "exclude each other");
     no("--write-to x a.raw b.raw", "for one image only");
     no("--nonsense", "unrecognized option '--nonsense'");

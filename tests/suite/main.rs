@@ -8,6 +8,7 @@ mod bench;
 mod bitmap;
 mod boot_machine;
 mod bootcheck;
+mod bootcheck_firmware;
 mod bootcheck_kvm;
 mod chains;
 mod check;

@@ -113,13 +113,14 @@ fn a_check() -> Check {
             transport: Transport::Pci,
             boot: Boot::Linux { kernel: kernel(), initrd: None, cmdline: String::new() },
         },
-        source: Source {
+        source: Some(Source {
             origin: Origin::Disk,
             entry: None,
             kernel: "/vmlinuz".to_owned(),
             initrd: vec![],
             cmdline: String::new(),
-        },
+        }),
+        firmware: None,
         expectations: Expectations::default(),
         time_limit: Some(Duration::from_secs(20)),
         until_end: false,
@@ -264,6 +265,6 @@ fn a_cut_kernel_is_the_images_fault_only_if_it_comes_from_there() {
     assert!(report.headline().contains("'/vmlinuz': the kernel is cut off"), "{}", report.headline());
     let mut check = a_check();
     check.machine.boot = Boot::Linux { kernel: (*b"nothing").into(), initrd: None, cmdline: String::new() };
-    check.source.origin = Origin::Given;
+    check.source.as_mut().unwrap().origin = Origin::Given;
     assert_eq!(run(check, &Script(vec![Hang]), &silent()).verdict.exit_code(), 2);
 }

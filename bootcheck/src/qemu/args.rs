@@ -14,6 +14,14 @@ pub(super) const VARS: &str = "vars";
 pub(super) const NBD: &str = "nbd";
 pub(super) const QMP: &str = "qmp";
 pub(super) const LOG: &str = "log";
+pub(super) const FIRMWARE_LOG: &str = "firmware-log";
+pub(super) const SCREEN: &str = "screen";
+
+/// Whether the guest has a screen: BIOSes write to one, and what they write is text. (They write to the serial port, too:
+/// `graphics=off` makes SeaBIOS do so.)
+pub(super) fn has_screen(boot: &Boot) -> bool {
+    matches!(boot, Boot::Firmware { vars: None, .. })
+}
 
 /// All words after the program's name.
 pub(super) fn args(spec: &MachineSpec, accelerator: Accelerator, folder: &Path) -> Vec<OsString> {
@@ -112,13 +120,24 @@ fn add_boot(args: &mut Args, boot: &Boot, folder: &Path) {
             }
             args.pair("-append", cmdline);
         }
-        Boot::Firmware { vars: None, .. } => args.pair("-bios", folder.join(CODE)),
+        Boot::Firmware { vars: None, .. } => {
+            add_firmware_log(args, folder);
+            args.words("-device VGA");
+            args.pair("-bios", folder.join(CODE));
+        }
         Boot::Firmware { vars: Some(_), .. } => {
+            add_firmware_log(args, folder);
             let file = |name: &str| escape(&folder.join(name).to_string_lossy());
             args.pair("-drive", format!("if=pflash,format=raw,unit=0,readonly=on,file={}", file(CODE)));
             args.pair("-drive", format!("if=pflash,format=raw,unit=1,file={}", file(VARS)));
         }
     }
+}
+
+fn add_firmware_log(args: &mut Args, folder: &Path) {
+    let socket = escape(&folder.join(FIRMWARE_LOG).to_string_lossy());
+    args.pair("-chardev", format!("socket,id=firmware-log,path={socket}"));
+    args.words("-device isa-debugcon,iobase=0x402,chardev=firmware-log");
 }
 
 #[cfg(test)]
@@ -164,7 +183,14 @@ mod tests {
     #[test]
     fn firmware_and_mmio() {
         let bios = Boot::Firmware { code: [].into(), vars: None };
-        assert!(line(&spec(bios, Transport::Pci)).ends_with("-bios /tmp/x/code"));
+        assert!(has_screen(&bios));
+        let bios = line(&spec(bios, Transport::Pci));
+        assert!(bios.ends_with("-device VGA -bios /tmp/x/code"), "{bios}");
+        assert!(bios.contains("socket,id=firmware-log,path=/tmp/x/firmware-log"), "{bios}");
+        let uefi = Boot::Firmware { code: [].into(), vars: Some([].into()) };
+        assert!(!has_screen(&uefi));
+        let uefi = line(&spec(uefi, Transport::Pci));
+        assert!(uefi.ends_with("if=pflash,format=raw,unit=1,file=/tmp/x/vars"), "{uefi}");
         let linux = Boot::Linux { kernel: [].into(), initrd: Some([].into()), cmdline: String::new() };
         let line = line(&spec(linux, Transport::Mmio));
         assert!(

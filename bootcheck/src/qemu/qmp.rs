@@ -3,7 +3,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -96,6 +96,18 @@ impl Qmp<'_> {
     /// The next event.
     pub(super) fn next(&mut self) -> Event {
         if self.early.is_empty() { self.events.recv().unwrap_or(Event::Gone) } else { self.early.remove(0) }
+    }
+
+    /// The next event, if it comes within `limit`.
+    pub(super) fn next_within(&mut self, limit: Duration) -> Option<Event> {
+        if !self.early.is_empty() {
+            return Some(self.early.remove(0));
+        }
+        match self.events.recv_timeout(limit) {
+            Ok(event) => Some(event),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(Event::Gone),
+        }
     }
 }
 

@@ -16,7 +16,8 @@ use block::{Error, Result, ResultExt as _};
 
 use super::folder::Folder;
 use super::qmp::{self, Event, Qmp};
-use super::{QemuEngine, args, registers};
+use super::screen::Screen;
+use super::{QemuEngine, args, registers, screen};
 use crate::counted::Counted;
 use crate::engine::{Control, CpuState, Ending, Observer, Outcome, Runnable};
 
@@ -43,6 +44,24 @@ pub(super) struct Machine {
     sender: Sender<Event>,
     events: Receiver<Event>,
     remote: Arc<Remote>,
+    screen: Option<Screen>,
+    has_firmware: bool,
+}
+
+/// What a machine is made of.
+pub(super) struct Parts {
+    pub(super) engine: QemuEngine,
+    pub(super) args: Vec<OsString>,
+    pub(super) folder: Folder,
+    pub(super) server: Box<dyn Send>,
+    pub(super) disks: Vec<Arc<Counted>>,
+    pub(super) observer: Arc<dyn Observer>,
+    pub(super) sender: Sender<Event>,
+    pub(super) events: Receiver<Event>,
+    /// The guest has a screen.
+    pub(super) screen: Option<Screen>,
+    /// A firmware starts the guest, which keeps a log.
+    pub(super) has_firmware: bool,
 }
 
 impl std::fmt::Debug for Machine {
@@ -98,20 +117,13 @@ impl Remote {
 }
 
 impl Machine {
-    #[expect(clippy::too_many_arguments, reason = "the parts are made by the one caller")]
-    pub(super) fn new(
-        engine: QemuEngine,
-        args: Vec<OsString>,
-        folder: Folder,
-        server: Box<dyn Send>,
-        disks: Vec<Arc<Counted>>,
-        observer: Arc<dyn Observer>,
-        sender: Sender<Event>,
-        events: Receiver<Event>,
-    ) -> Self {
+    pub(super) fn new(parts: Parts) -> Self {
         let keyboard = Mutex::new(Keyboard::Early(vec![]));
-        let remote = Arc::new(Remote { sender: sender.clone(), keyboard });
-        Self { engine, args, server: Some(server), folder, disks, observer, sender, events, remote }
+        let remote = Arc::new(Remote { sender: parts.sender.clone(), keyboard });
+        let Parts { engine, args, folder, server, disks, observer, sender, events, screen, has_firmware } =
+            parts;
+        let server = Some(server);
+        Self { engine, args, server, folder, disks, observer, sender, events, remote, screen, has_firmware }
     }
 
     fn start(&self) -> Result<Process> {
@@ -178,11 +190,15 @@ impl Runnable for Machine {
         let called = Instant::now();
         let listener =
             UnixListener::bind(self.folder.file(args::QMP)).context(|| "the socket for qemu".to_owned())?;
+        let log = self.has_firmware.then(|| UnixListener::bind(self.folder.file(args::FIRMWARE_LOG)));
+        let log = log.transpose().context(|| "the socket for the firmware's log".to_owned())?;
         let mut process = self.start()?;
         let stream = match process.accept(&listener) {
             Ok(stream) => stream,
             Err(error) => return Err(process.explain(error)),
         };
+        // qemu has connected to it before it connected to its monitor's socket.
+        let log = log.map(|listener| follow_log(&listener, Arc::clone(&self.observer)));
         let (reading, sender) = (stream.try_clone()?, self.sender.clone());
         let reader = std::thread::spawn(move || qmp::read(reading, &sender));
         let mut qmp = Qmp { stream, events: &self.events, early: vec![] };
@@ -199,23 +215,62 @@ impl Runnable for Machine {
             Ok(startup) => startup,
             Err(error) => return Err(process.explain(error)),
         };
-        let ending = match qmp.next() {
+        let event = match &mut self.screen {
+            Some(screen) => watch_screen(screen, &mut qmp, &*self.observer),
+            None => qmp.next(),
+        };
+        let ending = match event {
             Event::Shutdown(reason) => self.ending(&reason),
             Event::Stop => Ending::Stopped,
             Event::Gone | Event::Reply(_) => Ending::EngineDied { reason: String::new() },
         };
         let disks = self.activity();
+        if let Some(screen) = &mut self.screen
+            && let Some(rows) = screen.look(&mut qmp)
+        {
+            self.observer.screen(rows, Instant::now());
+        }
         let cpus = if matches!(ending, Ending::EngineDied { .. }) { vec![] } else { inspect(&mut qmp) };
         // Gone already, perhaps.
         drop(qmp.run("quit", json!({}), ANSWER));
         let ended = process.end();
         drop(reader.join());
+        if let Some(log) = log.flatten() {
+            drop(log.join());
+        }
         drop(self.server.take());
         let ending = match ending {
             Ending::EngineDied { reason } if reason.is_empty() => Ending::EngineDied { reason: ended },
             ending => ending,
         };
-        Ok(Outcome { ending, cpus, disks, startup, screen: vec![], vars: None })
+        let screen = self.screen.as_ref().map(Screen::last).unwrap_or_default();
+        let vars = std::fs::read(self.folder.file(args::VARS)).ok();
+        Ok(Outcome { ending, cpus, disks, startup, screen, vars })
+    }
+}
+
+/// Tells of what a firmware logs, until qemu is gone.
+fn follow_log(listener: &UnixListener, observer: Arc<dyn Observer>) -> Option<JoinHandle<()>> {
+    listener.set_nonblocking(true).ok()?;
+    let (mut stream, _) = listener.accept().ok()?;
+    stream.set_nonblocking(false).ok()?;
+    Some(std::thread::spawn(move || {
+        let mut buf = [0; 4096];
+        while let Ok(count @ 1..) = stream.read(&mut buf) {
+            observer.firmware_log(&buf[..count], Instant::now());
+        }
+    }))
+}
+
+/// Looks at the screen until something happens.
+fn watch_screen(screen: &mut Screen, qmp: &mut Qmp<'_>, observer: &dyn Observer) -> Event {
+    loop {
+        if let Some(event) = qmp.next_within(screen::INTERVAL) {
+            return event;
+        }
+        if let Some(rows) = screen.look(qmp) {
+            observer.screen(rows, Instant::now());
+        }
     }
 }
 

@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
+use guestdisk::boot::firmware::EfiPartition;
+use guestdisk::boot::nvram::NvramEntry;
+use guestdisk::partition::Scheme;
 use serde_json::{Value, json};
 
 use super::{Report, ending_name, hex};
 use crate::check::Origin;
 use crate::engine::{DiskActivity, Outcome};
+use crate::loader::FirmwareUse;
+use crate::trace::Reading;
 use crate::verdict::Verdict;
-use crate::watch::{Failure, Match, Watched};
+use crate::watch::{Failure, Match, Station, Watched};
 
 /// The document of some checks.
 pub fn document(reports: &[Report]) -> Value {
@@ -57,7 +62,9 @@ fn set(value: &mut Value, key: &str, member: Option<impl Into<Value>>) {
 }
 
 fn boot(report: &Report) -> Option<Value> {
-    let source = report.source.as_ref()?;
+    let Some(source) = &report.source else {
+        return report.firmware.as_ref().map(firmware);
+    };
     let mut value = json!({
         "from": match source.origin {
             Origin::Given => "command-line",
@@ -73,14 +80,49 @@ fn boot(report: &Report) -> Option<Value> {
     Some(value)
 }
 
-fn watched(value: &mut Value, watched: &Watched) {
-    value["time-line"] = watched
-        .stations
-        .iter()
-        .map(|station| {
-            json!({ "station": station.milestone.name(), "seconds": seconds(station.at), "line": station.line })
+/// A boot through a firmware.
+fn firmware(used: &FirmwareUse) -> Value {
+    let efi = |partition: &EfiPartition| {
+        json!({
+            "partition": partition.location.to_string(),
+            "fallback": partition.fallback,
+            "loaders": partition.loaders,
+            "unreadable": partition.unreadable,
         })
-        .collect();
+    };
+    let nvram = |entry: &NvramEntry| {
+        json!({
+            "number": entry.number, "description": entry.description, "active": entry.active, "path": entry.path,
+        })
+    };
+    json!({
+        "from": "firmware",
+        "firmware": used.firmware.name(),
+        "code": used.code,
+        "variables": used.vars,
+        "reason": used.reason,
+        "both": used.both,
+        "disk": {
+            "partition-table": used.facts.scheme.map(Scheme::name),
+            "boot-sector": used.facts.boot_code.to_string(),
+            "bios-boot-partition": used.facts.bios_boot,
+            "active-partition": used.facts.active.map(|(number, _)| number),
+            "efi": used.facts.efi.iter().map(efi).collect::<Vec<_>>(),
+        },
+        "nvram": used.nvram.iter().map(nvram).collect::<Vec<_>>(),
+        "changes": used.changes,
+    })
+}
+
+fn watched(value: &mut Value, watched: &Watched) {
+    set(value, "level", watched.furthest().map(station));
+    if !watched.readings.is_empty() {
+        value["readings"] = watched.readings.iter().map(reading).collect();
+    }
+    if !watched.firmware_log.is_empty() {
+        value["firmware-log"] = json!(watched.firmware_log);
+    }
+    value["time-line"] = watched.stations.iter().map(station).collect();
     set(value, "success", watched.success.as_ref().map(matched));
     value["failures"] = watched.failures.iter().map(failure).collect();
     value["notes"] = watched.notes.iter().map(matched).collect();
@@ -94,6 +136,21 @@ fn watched(value: &mut Value, watched: &Watched) {
         "last-output-seconds": watched.last_output.map(seconds),
         "last-lines": watched.tail,
     });
+}
+
+fn station(station: &Station) -> Value {
+    json!({
+        "station": station.milestone.name(),
+        "seconds": seconds(station.at),
+        "line": station.line,
+        "evidence": station.by.name(),
+    })
+}
+
+fn reading(reading: &Reading) -> Value {
+    json!({
+        "part": reading.part.name(), "name": reading.name, "seconds": seconds(reading.first), "bytes": reading.bytes,
+    })
 }
 
 fn matched(found: &Match) -> Value {
@@ -125,6 +182,9 @@ fn ended(value: &mut Value, outcome: &Outcome) {
         })
         .collect();
     value["disks"] = outcome.disks.iter().map(disk).collect();
+    if !outcome.screen.is_empty() {
+        value["screen"] = json!(outcome.screen);
+    }
 }
 
 fn disk(disk: &DiskActivity) -> Value {

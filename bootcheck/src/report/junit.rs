@@ -25,7 +25,8 @@ pub fn junit(reports: &[Report]) -> String {
 }
 
 fn case(xml: &mut String, report: &Report) {
-    let name = escape(&report.image);
+    let firmware = report.firmware.as_ref().map(|used| format!(" [{}]", used.firmware.name()));
+    let name = escape(&format!("{}{}", report.image, firmware.unwrap_or_default()));
     let time = report.elapsed.as_secs_f64();
     let _ = writeln!(xml, "    <testcase classname=\"bootcheck\" name=\"{name}\" time=\"{time:.3}\">");
     let headline = escape(&report.headline());

@@ -5,7 +5,7 @@ use crate::check::Origin;
 use crate::engine::{CpuState, DiskActivity};
 use crate::pattern::Milestone;
 use crate::verdict::Reason;
-use crate::watch::{Failure, Match, Station};
+use crate::watch::{Evidence, Failure, Match, Station};
 
 fn booted() -> Report {
     Report {
@@ -26,6 +26,7 @@ fn booted() -> Report {
                 milestone: Milestone::Login,
                 at: Duration::from_millis(2350),
                 line: "vm login:".to_owned(),
+                by: Evidence::Console,
             }],
             tail: vec!["vm login:".to_owned()],
             ..Watched::default()

@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::{Report, ending_name, hex};
 use crate::check::{Origin, Source};
 use crate::engine::{DiskActivity, Outcome};
+use crate::loader::{FirmwareUse, level};
 use crate::verdict::Verdict;
-use crate::watch::Watched;
+use crate::watch::{Evidence, Watched};
 
 /// Lines of the console that are shown.
 const SHOWN: usize = 15;
@@ -24,7 +25,9 @@ pub(super) fn headline(report: &Report) -> String {
 }
 
 fn by(report: &Report) -> String {
-    report.engine.map(|engine| format!(" ({engine})")).unwrap_or_default()
+    let firmware = report.firmware.as_ref().map(|firmware| firmware.firmware.to_string());
+    let parts: Vec<_> = report.engine.map(str::to_owned).into_iter().chain(firmware).collect();
+    if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) }
 }
 
 pub(super) fn text(report: &Report, evidence: bool) -> String {
@@ -52,13 +55,22 @@ fn show(text: &mut String, report: &Report) {
     if let Some(source) = &report.source {
         show_source(text, source);
     }
+    if let Some(firmware) = &report.firmware {
+        show_firmware(text, firmware);
+    }
     show_time_line(text, &report.watched);
+    if report.firmware.is_some() {
+        show_level(text, &report.watched);
+    }
     show_signs(text, &report.watched);
     if let Some(outcome) = &report.outcome {
         show_outcome(text, outcome);
     }
     if report.verdict != Verdict::Booted {
         show_console(text, &report.watched);
+        if let Some(outcome) = &report.outcome {
+            show_screen(text, outcome, &report.watched);
+        }
     }
 }
 
@@ -77,11 +89,43 @@ fn show_source(text: &mut String, source: &Source) {
     line(text, "cmdline", &source.cmdline);
 }
 
+fn show_firmware(text: &mut String, used: &FirmwareUse) {
+    let vars = used.vars.as_ref().map(|vars| format!(", variables {vars}")).unwrap_or_default();
+    line(text, "firmware", &format!("{} ({}{vars})", used.firmware, used.code));
+    line(text, "because", &used.reason);
+    if used.both {
+        let other = used.firmware.other();
+        line(text, "or", &format!("{other} would start this disk, too (--firmware both checks both)"));
+    }
+    for entry in &used.nvram {
+        line(text, "nvram", &entry.to_string());
+    }
+    for change in &used.changes {
+        line(text, "changed", change);
+    }
+}
+
+/// The furthest level, and what was read on the way to it.
+fn show_level(text: &mut String, watched: &Watched) {
+    for reading in &watched.readings {
+        let kib = reading.bytes.div_ceil(1024);
+        line(text, &seconds(reading.first), &format!("read: {}, {kib} KiB in all", reading.words()));
+    }
+    if let Some(station) = watched.furthest() {
+        line(text, "level", &level(station));
+    }
+}
+
 fn show_time_line(text: &mut String, watched: &Watched) {
     for station in &watched.stations {
         let about =
             if station.line.is_empty() { String::new() } else { format!(": {}", station.line.trim()) };
-        line(text, &seconds(station.at), &format!("{}{about}", station.milestone.words()));
+        let by = if station.by == Evidence::Console {
+            String::new()
+        } else {
+            format!(" ({})", station.by.words())
+        };
+        line(text, &seconds(station.at), &format!("{}{by}{about}", station.milestone.words()));
     }
 }
 
@@ -141,6 +185,19 @@ fn show_console(text: &mut String, watched: &Watched) {
     let skipped = watched.tail.len().saturating_sub(SHOWN);
     for shown in &watched.tail[skipped..] {
         let _ = writeln!(text, "    | {shown}");
+    }
+}
+
+/// The screen, where it says something else than the console.
+fn show_screen(text: &mut String, outcome: &Outcome, watched: &Watched) {
+    let is_new =
+        |row: &&String| !row.is_empty() && !watched.tail.iter().any(|shown| shown.trim() == row.trim());
+    if !outcome.screen.iter().any(|row| is_new(&row)) {
+        return;
+    }
+    line(text, "screen", "at the end:");
+    for row in outcome.screen.iter().filter(|row| !row.is_empty()) {
+        let _ = writeln!(text, "    | {row}");
     }
 }
 

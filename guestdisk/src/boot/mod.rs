@@ -19,6 +19,7 @@ mod discover;
 mod files;
 pub mod firmware;
 mod grub;
+pub mod nvram;
 mod uki;
 mod version;
 

@@ -12,8 +12,10 @@
 
 pub(super) mod choose;
 mod disk;
+pub(super) mod firmware;
 mod listen;
 mod source;
+mod through;
 
 use std::fs::File;
 use std::io::Write as _;
@@ -25,9 +27,11 @@ use std::time::Duration;
 use block::{BlockDevice, Error, ErrorKind, ResultExt as _};
 use bootcheck::check::{self, Check, Listener};
 use bootcheck::engine::{Boot, Disk, MachineSpec, Transport};
+use bootcheck::loader::FirmwareUse;
 use bootcheck::report::{Report, document, exit_code, junit};
 use bootcheck::verdict::Verdict;
 use bootcheck::watch::Expectations;
+use guestdisk::boot::firmware::Firmware;
 use image::json;
 
 use crate::app::App;
@@ -36,6 +40,7 @@ use crate::exit::{Exit, Failure, Outcome};
 use crate::progress::{ProgressArgs, Reporter};
 
 use choose::Chosen;
+use firmware::Firmwares;
 use listen::Following;
 
 /// Check whether an image boots
@@ -59,7 +64,9 @@ Examples:
   vimg bootcheck --expect 'Started nginx' --expect 'login:' disk.qcow2
   vimg bootcheck --jobs 4 --output=json --junit report.xml *.qcow2
   vimg bootcheck --write-to after-boot.qcow2 disk.qcow2
-  vimg bootcheck --interactive disk.qcow2")]
+  vimg bootcheck --interactive disk.qcow2
+  vimg bootcheck --firmware auto disk.qcow2
+  vimg bootcheck --firmware uefi --firmware-vars guest_VARS.fd disk.qcow2")]
 pub(crate) struct Args {
     /// Format of the images (default: found out from their contents)
     #[arg(short, long, value_name = "FMT")]
@@ -82,9 +89,22 @@ pub(crate) struct Args {
     /// List the entries of the disk's boot loader, and boot nothing
     #[arg(long, help_heading = "What is booted")]
     list_entries: bool,
-    /// Boot through a firmware and the disk's own boot loader (not in this version)
-    #[arg(long, value_name = "FIRMWARE", num_args = 0..=1, default_missing_value = "auto", help_heading = "What is booted")]
+    /// Boot the disk's own boot loader through a firmware: bios, uefi, auto (what the disk is for), or both
+    #[arg(long, value_name = "FIRMWARE", help_heading = "The firmware")]
     firmware: Option<String>,
+    /// The firmware's file (default: the one that is installed)
+    #[arg(long, value_name = "FILE", help_heading = "The firmware")]
+    firmware_code: Option<PathBuf>,
+    /// UEFI's variable store, say of the source machine; the guest gets a copy (default: an empty one)
+    #[arg(long, value_name = "FILE", help_heading = "The firmware")]
+    firmware_vars: Option<PathBuf>,
+    /// Write the variable store to this file as the guest has left it
+    #[arg(long, value_name = "FILE", help_heading = "The firmware")]
+    vars_out: Option<PathBuf>,
+    /// Make the boot loader's kernels speak on the serial port: 'console=ttyS0' is added to its configuration, in the
+    /// overlay only
+    #[arg(long, help_heading = "The firmware")]
+    add_console: bool,
     /// The guest works when the console shows this (repeatable, in this order; default: a login prompt or a target)
     #[arg(long, value_name = "REGEX", help_heading = "What is looked for")]
     expect: Vec<String>,
@@ -142,6 +162,8 @@ pub(crate) struct Args {
 
 /// The check could not be made; in any case no verdict.
 const NOT_CHECKED: u8 = 2;
+/// A firmware or boot loader of which nothing is seen for this part of the time limit has stopped.
+const STALLS: u32 = 5;
 /// A mebibyte.
 const MIB: u64 = 1 << 20;
 
@@ -162,21 +184,31 @@ fn checked(args: &Args, app: &App) -> Outcome {
     let reporter = Reporter::new(&ProgressArgs::default(), true, app)?;
     let chosen = choose::choose(&args.engine, app)?;
     let given = source::Given::read(args)?;
+    let firmwares = wanted.firmware.as_ref().map(|firmware| Firmwares::read(firmware, args)).transpose()?;
+    let vars_out = args.vars_out.as_deref().map(new_file).transpose()?;
     let junit = args.junit.as_deref().map(new_file).transpose()?;
     let bars = listen::Bars::new(args.shows_progress(app));
-    let subjects = args.subjects(&reporter, &bars, app)?;
+    let subjects = args.subjects(&wanted.runs(), &reporter, &bars, app)?;
     chosen.confine(subjects.iter().all(Subject::only_files), app);
-    let run = Run { args, wanted, given, chosen, bars, output, app };
+    let run = Run { args, wanted, given, firmwares, chosen, bars, output, app };
     let reports = run.check_all(&subjects);
     if let Some(file) = junit {
         write_junit(file, &reports)?;
     }
+    if let Some(file) = vars_out {
+        write_vars(file, &reports)?;
+    }
     run.conclude(&reports, &reporter)
 }
+
+/// What the machine starts, what is known of it, and the firmware, if there is one.
+type WhatBoots = (Boot, Option<check::Source>, Option<FirmwareUse>);
 
 /// An image that is to be checked.
 struct Subject {
     name: String,
+    /// The firmware through which it is to be booted, if that is settled.
+    firmware: Option<Firmware>,
     /// Or why it cannot be.
     opened: block::Result<disk::Opened>,
     following: Arc<Following>,
@@ -193,30 +225,38 @@ struct Wanted {
     expectations: Expectations,
     memory_bytes: u64,
     transport: Transport,
+    firmware: Option<firmware::Wanted>,
+}
+
+impl Wanted {
+    /// How often each image is checked, and through which firmware, as far as that is settled.
+    fn runs(&self) -> Vec<Option<Firmware>> {
+        self.firmware.as_ref().map_or_else(|| vec![None], firmware::Wanted::runs)
+    }
 }
 
 impl Args {
     fn wanted(&self) -> Outcome<Wanted> {
-        if self.firmware.is_some() {
-            let error = Error::unsupported("--firmware is not in this version")
-                .hint("without it, the kernel that the boot loader would start is booted directly");
-            return Err(error.into());
-        }
-        if self.filenames.len() > 1 {
+        let firmware = self.wanted_firmware()?;
+        let runs = firmware.as_ref().map_or(1, |firmware| firmware.runs().len());
+        if self.filenames.len() > 1 || runs > 1 {
             let single = [
+                (self.vars_out.is_some(), "--vars-out"),
                 (self.write_to.is_some(), "--write-to"),
                 (self.interactive, "--interactive"),
                 (!self.disk.is_empty(), "--disk"),
                 (self.list_entries, "--list-entries"),
             ];
             if let Some((_, option)) = single.iter().find(|(given, _)| *given) {
-                return Err(Failure::usage(format!("{option} is for one image only")));
+                let what = if runs > 1 { "one image and one firmware" } else { "one image" };
+                return Err(Failure::usage(format!("{option} is for {what} only")));
             }
         }
         if self.kernel.is_some() && self.entry.is_some() {
             return Err(Failure::usage("--kernel and --entry exclude each other"));
         }
         Ok(Wanted {
+            firmware,
             expectations: Expectations::parse(&self.expect, &self.fail, self.ignore_failures)?,
             memory_bytes: self.memory_bytes()?,
             transport: match self.transport.as_str() {
@@ -227,6 +267,35 @@ impl Args {
                 }
             },
         })
+    }
+
+    /// What `--firmware` asks for; what makes no sense with it, or without it, is a mistake.
+    fn wanted_firmware(&self) -> Outcome<Option<firmware::Wanted>> {
+        let belongs = [
+            (self.firmware_code.is_some(), "--firmware-code"),
+            (self.firmware_vars.is_some(), "--firmware-vars"),
+            (self.vars_out.is_some(), "--vars-out"),
+            (self.add_console, "--add-console"),
+        ];
+        let Some(text) = &self.firmware else {
+            return match belongs.iter().find(|(given, _)| *given) {
+                Some((_, option)) => Err(Failure::usage(format!("{option} needs --firmware"))),
+                None => Ok(None),
+            };
+        };
+        let excluded = [
+            (self.kernel.is_some(), "--kernel"),
+            (!self.initrd.is_empty(), "--initrd"),
+            (self.cmdline.is_some(), "--cmdline"),
+            (!self.append.is_empty(), "--append"),
+            (self.entry.is_some(), "--entry"),
+            (self.list_entries, "--list-entries"),
+            (self.transport == "mmio", "--transport mmio"),
+        ];
+        match excluded.iter().find(|(given, _)| *given) {
+            Some((_, option)) => Err(Failure::usage(format!("--firmware and {option} exclude each other"))),
+            None => firmware::Wanted::parse(text).map(Some),
+        }
     }
 
     fn memory_bytes(&self) -> Outcome<u64> {
@@ -241,9 +310,15 @@ impl Args {
     }
 
     /// Opens everything that has a name.
-    fn subjects(&self, reporter: &Reporter<'_>, bars: &listen::Bars, app: &App) -> Outcome<Vec<Subject>> {
-        let several = self.filenames.len() > 1;
-        let subject = |(index, name): (usize, &String)| {
+    fn subjects(
+        &self,
+        runs: &[Option<Firmware>],
+        reporter: &Reporter<'_>,
+        bars: &listen::Bars,
+        app: &App,
+    ) -> Outcome<Vec<Subject>> {
+        let several = self.filenames.len() * runs.len() > 1;
+        let subject = |(index, name, firmware): (usize, &String, Option<Firmware>)| {
             let opened = match disk::open(self, name, app) {
                 Ok(opened) => Ok(opened),
                 Err(Failure::Error { error, .. }) => Err(error),
@@ -260,9 +335,10 @@ impl Args {
                 signal: reporter.signal(),
                 bar: bars.add(name),
             });
-            Ok(Subject { name: name.clone(), opened, following: Arc::new(following) })
+            Ok(Subject { name: name.clone(), firmware, opened, following: Arc::new(following) })
         };
-        self.filenames.iter().enumerate().map(subject).collect()
+        let all = self.filenames.iter().flat_map(|name| runs.iter().map(move |firmware| (name, *firmware)));
+        (0..).zip(all).map(|(index, (name, firmware))| (index, name, firmware)).map(subject).collect()
     }
 
     fn shows_progress(&self, app: &App) -> bool {
@@ -285,11 +361,23 @@ fn write_junit(mut file: File, reports: &[Report]) -> Outcome<()> {
     Ok(file.write_all(junit(reports).as_bytes()).context(|| "could not write the JUnit report".to_owned())?)
 }
 
+/// The variable store as the guest has left it.
+fn write_vars(mut file: File, reports: &[Report]) -> Outcome<()> {
+    let left = |report: &Report| report.outcome.as_ref().and_then(|outcome| outcome.vars.clone());
+    match reports.iter().find_map(left) {
+        Some(vars) => {
+            Ok(file.write_all(&vars).context(|| "could not write the variable store".to_owned())?)
+        }
+        None => Err(Error::unsupported("--vars-out: no guest has left a variable store").into()),
+    }
+}
+
 /// All checks of one command.
 struct Run<'a> {
     args: &'a Args,
     wanted: Wanted,
     given: source::Given,
+    firmwares: Option<Firmwares>,
     chosen: Chosen,
     bars: listen::Bars,
     output: OutputFormat,
@@ -341,20 +429,32 @@ impl Run<'_> {
         if subject.following.cancelled() {
             return Report::not_checked(&subject.name, &Error::new(ErrorKind::Cancelled, "cancelled"));
         }
-        let found = match source::find(&self.given, self.args, self.chosen.append, &opened.disks) {
+        let (boot, source, firmware) = match self.what_boots(subject, opened) {
             Ok(found) => found,
             Err(verdict) => return Report { verdict, ..Report::new(&subject.name) },
         };
         let check = Check {
             image: subject.name.clone(),
-            machine: self.machine(opened, found.boot),
-            source: found.source,
+            machine: self.machine(opened, boot),
+            source,
+            firmware,
             expectations: self.wanted.expectations.clone(),
             time_limit: self.time_limit(),
             until_end: self.args.interactive,
         };
         let listener: Arc<dyn Listener> = Arc::clone(&subject.following) as _;
         check::run(check, &*self.chosen.engine, &listener)
+    }
+
+    fn what_boots(&self, subject: &Subject, opened: &disk::Opened) -> Result<WhatBoots, Verdict> {
+        if let Some(firmwares) = &self.firmwares {
+            let stall_limit = self.time_limit().unwrap_or(self.chosen.time_limit) / STALLS;
+            let through = through::find(firmwares, subject.firmware, self.args, &opened.disks, stall_limit);
+            let through = through.map_err(|error| Verdict::not_checked(&error))?;
+            return Ok((through.boot, None, Some(through.used)));
+        }
+        let found = source::find(&self.given, self.args, self.chosen.append, &opened.disks)?;
+        Ok((found.boot, Some(found.source), None))
     }
 
     fn machine(&self, opened: &disk::Opened, boot: Boot) -> MachineSpec {

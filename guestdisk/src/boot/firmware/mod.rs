@@ -180,7 +180,9 @@ impl Facts {
             Firmware::Bios => bios,
             Firmware::Uefi => uefi,
         };
-        Choice { firmware, both: bios && uefi, startable, reason: self.reason(firmware, described.is_some()) }
+        let source = if described.is_some() { "the source machine had it; " } else { "" };
+        let reason = format!("{source}{}", self.describe(firmware));
+        Choice { firmware, both: bios && uefi, startable, reason }
     }
 
     fn preferred(&self, bios: bool, uefi: bool) -> Firmware {

@@ -7,14 +7,12 @@ use crate::partition::Scheme;
 const NAMED: usize = 3;
 
 impl Facts {
-    /// Why this firmware was chosen.
-    pub(super) fn reason(&self, firmware: Firmware, described: bool) -> String {
-        let (mine, others) = match firmware {
-            Firmware::Bios => (self.for_bios(), self.for_uefi()),
-            Firmware::Uefi => (self.for_uefi(), self.for_bios()),
-        };
-        let source = if described { "the source machine had it; " } else { "" };
-        format!("{source}{mine}; {others}")
+    /// What there is for this firmware, and then for the other one.
+    pub fn describe(&self, firmware: Firmware) -> String {
+        match firmware {
+            Firmware::Bios => format!("{}; {}", self.for_bios(), self.for_uefi()),
+            Firmware::Uefi => format!("{}; {}", self.for_uefi(), self.for_bios()),
+        }
     }
 
     fn table(&self) -> &'static str {

@@ -3,11 +3,13 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use guestdisk::boot::firmware::Firmware;
 use landlock::{ABI, Access as _, AccessFs, CompatLevel, Compatible as _, Ruleset, RulesetAttr as _};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use super::Finding;
 use crate::cmd::bootcheck::choose::QEMU;
+use crate::cmd::bootcheck::firmware;
 use crate::programs::find;
 
 /// Open files that long chains and many NBD clients may need.
@@ -22,27 +24,10 @@ pub(super) fn findings() -> Vec<Finding> {
     for name in ["qemu-img", "qemu-nbd"] {
         findings.push(program(name, name, "qemu-utils", "for comparison only; vimg does not need it"));
     }
-    findings.push(firmware("SeaBIOS", &SEABIOS, "seabios"));
-    findings.push(firmware("OVMF", &OVMF, "ovmf"));
+    findings.push(about_firmware("SeaBIOS", Firmware::Bios));
+    findings.push(about_firmware("OVMF", Firmware::Uefi));
     findings
 }
-
-/// Where distributions put the firmware for BIOS guests..
-const SEABIOS: [&str; 4] = [
-    "/usr/share/seabios/bios-256k.bin",
-    "/usr/share/qemu/bios-256k.bin",
-    "/usr/share/seabios/bios.bin",
-    "/usr/share/qemu/bios.bin",
-];
-/// .. and that for UEFI guests.
-const OVMF: [&str; 6] = [
-    "/usr/share/OVMF/OVMF_CODE_4M.fd",
-    "/usr/share/OVMF/OVMF_CODE.fd",
-    "/usr/share/edk2/ovmf/OVMF_CODE.fd",
-    "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
-    "/usr/share/edk2-ovmf/x64/OVMF_CODE.fd",
-    "/usr/share/qemu/ovmf-x86_64-code.bin",
-];
 
 fn processor() -> Finding {
     let name = "processor";
@@ -163,13 +148,15 @@ fn program(name: &'static str, file: &str, package: &str, purpose: &str) -> Find
     Finding::ok(name, format!("{}: {version}", path.display()))
 }
 
-fn firmware(name: &'static str, files: &[&str], package: &str) -> Finding {
-    match files.iter().find(|file| Path::new(file).exists()) {
-        Some(file) => Finding::ok(name, *file),
+/// What `bootcheck --firmware` would take.
+fn about_firmware(name: &'static str, kind: Firmware) -> Finding {
+    match firmware::installed(kind) {
+        Some((code, Some(vars))) => Finding::ok(name, format!("{}, {}", code.display(), vars.display())),
+        Some((code, None)) => Finding::ok(name, code.display().to_string()),
         None => Finding::gap(
             name,
             "not found",
-            format!("install it (Debian: {package}) to boot through a firmware, which a later version does"),
+            format!("{}; for bootcheck --firmware {}", firmware::remedy(kind), kind.name()),
         ),
     }
 }
