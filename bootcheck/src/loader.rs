@@ -25,6 +25,9 @@ const ROOT_WRITES: u64 = 64 << 10;
 /// Where kernels of 64 bits are.
 const KERNEL_HALF: u64 = 0xffff_8000_0000_0000;
 
+/// Errors of GRUB that follow from others, or from which nothing follows.
+const CONSEQUENCES: [&str; 3] = ["you need to load", "no suitable video mode", "no suitable mode"];
+
 /// The firmware of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FirmwareUse {
@@ -225,7 +228,11 @@ fn silent(firmware: &FirmwareUse, watched: &Watched, level: Option<String>) -> S
 /// The boot loader has said that it cannot go on: at what, and the error in front of it.
 fn loader_gave_up(watched: &Watched) -> Option<String> {
     let failure = &watched.failures.first()?.seen;
-    let before = watched.notes.iter().rfind(|note| note.pattern == "GRUB" && note.at <= failure.at);
+    let explains = |line: &str| !CONSEQUENCES.iter().any(|text| line.contains(text));
+    let before = watched
+        .notes
+        .iter()
+        .rfind(|note| note.pattern == "GRUB" && note.at <= failure.at && explains(&note.line));
     let line = before.map_or(&*failure.line, |note| &*note.line).trim();
     let line = line.trim_end_matches('.');
     Some(format!("{}: {line}", failure.pattern))

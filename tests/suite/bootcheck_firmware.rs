@@ -243,9 +243,13 @@ fn a_guest_without_a_serial_console() {
     let place = place!();
     let check = place.boots("silent", "--firmware bios");
     assert_eq!(check["level"]["evidence"], "screen", "{check:#}");
+}
+
+/// Nothing at all is said: minutes have to pass.
+fn a_guest_without_a_word(place: &Place) {
     let check = place.fails(
         "silent",
-        "--firmware uefi --timeout 60",
+        "--firmware uefi --timeout 150",
         "silent",
         "kernel",
         "--add-console makes a kernel speak on the serial port",
@@ -280,7 +284,9 @@ fn the_matrix() {
         let check = place.boots(guest, "--firmware auto");
         assert_eq!(check["boot"]["firmware"], firmware, "{check:#}");
     }
-    place.fails("mbr-grub.bad-root", "--firmware auto", "root-not-found", "initramfs", "");
+    let check = place.fails("mbr-grub.bad-root", "--firmware auto", "root-not-found", "boot-loader", "");
+    assert!(check["failures"][0]["line"].as_str().unwrap().contains("00000000-dead"), "{check:#}");
+    a_guest_without_a_word(&place);
 }
 
 #[test]

@@ -136,7 +136,14 @@ fn grub_that_cannot_go_on() {
         &[
             Prints(SEABIOS),
             Prints("GRUB loading.\r\nWelcome to GRUB!\r\nerror: no suitable video mode found.\r\n"),
-            Prints("error: file `/vmlinuz-0.0' not found.\r\n"),
+            Prints(
+                "error: file `/vmlinuz-0.0' not\x1b[10;32H found.\r\nerror: you need to load the kernel first.\r\n",
+            ),
+            Shows(&[
+                "",
+                "error: file `/vmlinuz-0.0' not found.",
+                "error: you need to load the kernel first.",
+            ]),
         ],
         Stopped::Decided,
         0,
