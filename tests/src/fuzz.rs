@@ -3,6 +3,7 @@
 //! the bytes are.
 
 mod blocks;
+mod edit;
 mod foreign;
 mod guest;
 mod inspect;
@@ -23,6 +24,7 @@ use block::{BlockDevice, Error, ErrorKind, HostExtent, Result, Storage, ZeroMode
 use qcow2::create::CreateOptions;
 use qcow2::{Header, Qcow2};
 
+pub use self::edit::file_system_edit;
 pub use self::foreign::{archive_open, foreign_open_read};
 pub use self::guest::{file_system, grub_cfg, guest_disk, pack_disk, partition_table};
 pub use self::inspect::{guest_inspect, guest_text, initramfs};

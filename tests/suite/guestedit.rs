@@ -4,6 +4,7 @@ use std::path::Path;
 
 use block::testing::Random;
 use guestedit::Attributes;
+use proptest::prelude::*;
 use tests::command::Cmd;
 use tests::edit::{self, Model, Op};
 use tests::skip::tool;
@@ -75,6 +76,23 @@ fn ext_at_random_in_many_shapes() {
         mke2fs(&dir, options, if options.contains("65536") { "256M" } else { "40M" });
         run(&dir, seed, 150, 10, options);
     }
+}
+
+/// Sequences that nobody has chosen. (What fails is made smaller by proptest: fewer operations.)
+#[test]
+fn ext_property() {
+    requires!(tool("mke2fs"), tool("debugfs"), tests::skip::root());
+    let dir = Dir::new();
+    let config = ProptestConfig {
+        cases: 8,
+        max_shrink_iters: 60,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    proptest!(config, |(shape in 0..SHAPES.len() - 1, seed in 0..u64::MAX, count in 1..120_usize)| {
+        mke2fs(&dir, SHAPES[shape], "24M");
+        run(&dir, seed, count, count, SHAPES[shape]);
+    });
 }
 
 /// Thousands of names: blocks are split, and nodes, and the tree grows.

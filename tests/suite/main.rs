@@ -30,6 +30,7 @@ mod guestdisk_firmware;
 mod guestdisk_fs;
 mod guestdisk_partition;
 mod guestedit;
+mod guestedit_faults;
 mod guestedit_in_place;
 mod hostile;
 mod info;

@@ -231,6 +231,20 @@ fn guest_disks() {
     }
 }
 
+/// File systems of guests that are changed: the corpus, and each of its members with changes.
+#[test]
+fn guest_edit() {
+    for name in ["guest_ext", "guest_fat", "guest_xfs", "guest_btrfs", "guest_edit"] {
+        replay(name, |seed| {
+            fuzz::file_system_edit(seed);
+            let mut random = block::testing::Random::new(seed.len() as u64 + 1);
+            for _ in 0..inputs(40) {
+                fuzz::file_system_edit(&changed(seed, &mut random));
+            }
+        });
+    }
+}
+
 /// A copy with some bytes changed, anywhere: a packed disk has no empty places.
 fn changed(seed: &[u8], random: &mut block::testing::Random) -> Vec<u8> {
     let mut bytes = seed.to_vec();

@@ -164,10 +164,12 @@ impl GuestFs for Ext {
     }
 
     fn stat(&mut self, path: &Path) -> Result<Option<Stat>> {
+        self.volume.begin();
         Ok(about(self.volume.find(path, false), path)?.map(|inode| inode.stat()))
     }
 
     fn read(&mut self, path: &Path, max: u64) -> Result<Vec<u8>> {
+        self.volume.begin();
         let mut read = || {
             let inode = self.volume.existing(path)?;
             match inode.kind() {
@@ -179,6 +181,7 @@ impl GuestFs for Ext {
     }
 
     fn read_link(&mut self, path: &Path) -> Result<PathBuf> {
+        self.volume.begin();
         let mut read = || {
             let inode = self.volume.existing(path)?;
             match inode.kind() {
@@ -190,6 +193,7 @@ impl GuestFs for Ext {
     }
 
     fn list(&mut self, path: &Path) -> Result<Vec<DirEntry>> {
+        self.volume.begin();
         let mut list = || {
             let inode = self.volume.existing(path)?;
             match inode.kind() {
@@ -228,6 +232,7 @@ impl GuestFs for Ext {
     }
 
     fn xattr(&mut self, path: &Path, name: &str) -> Result<Option<Vec<u8>>> {
+        self.volume.begin();
         let mut read = || {
             let inode = self.volume.existing(path)?;
             self.volume.attribute(&inode, name.as_bytes())

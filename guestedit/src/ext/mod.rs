@@ -79,12 +79,14 @@ impl Ext {
     fn change<T>(&mut self, mut operation: impl FnMut(&mut Volume) -> Result<T>) -> Result<T> {
         /// Bytes of changes that are kept in memory.
         const MOST_WAITING: u64 = 64 << 20;
+        self.volume.begin();
         let mut result = operation(&mut self.volume);
         let full = matches!(&result, Err(error) if error.kind() == block::ErrorKind::NoSpace);
         if full && self.volume.given_back() != (0, 0) {
             // What earlier operations have given back can be used after a sync.
             self.volume.abandon();
             self.write()?;
+            self.volume.begin();
             result = operation(&mut self.volume);
         }
         match result {
@@ -111,6 +113,7 @@ impl Ext {
         if self.volume.given_back() == (0, 0) {
             return Ok(());
         }
+        self.volume.unbounded();
         let released = self.volume.release();
         if released.is_err() {
             self.volume.staged.abandon();

@@ -83,8 +83,8 @@ mod ro_compat {
         | 0x8000;
 }
 
-/// The most groups: a file system of 128 TiB in blocks of 4 KiB.
-const MOST_GROUPS: u64 = 1 << 20;
+/// The most groups: a file system of 32 TiB in blocks of 4 KiB.
+const MOST_GROUPS: u64 = 1 << 18;
 
 const HINT: &str = "Use the appliance backend for this file system.";
 const HINT_FSCK: &str = "Run e2fsck on it first, or start the guest once and shut it down properly.";

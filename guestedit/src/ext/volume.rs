@@ -104,7 +104,13 @@ pub(super) struct Volume {
     pub(super) accounts: HashSet<u64>,
     /// Blocks that have been taken since the last sync and hold metadata.
     pub(super) fresh: HashSet<u64>,
+    /// Blocks of metadata that have been looked at, and how many may be before it is too much for one operation.
+    work: u64,
+    budget: u64,
 }
+
+/// Blocks that one operation may look at. A directory of a million names has about twenty thousand.
+const MOST_WORK: u64 = 1 << 20;
 
 impl Volume {
     pub(super) fn open(device: Arc<dyn BlockDevice>, clock: Clock) -> Result<Self> {
@@ -120,6 +126,8 @@ impl Volume {
             freed: Freed::default(),
             accounts: HashSet::new(),
             fresh: HashSet::new(),
+            work: 0,
+            budget: u64::MAX,
         })
     }
 
@@ -130,6 +138,10 @@ impl Volume {
     /// One block of the file system.
     pub(super) fn block(&mut self, number: u64) -> Result<Arc<Vec<u8>>> {
         self.check_block(number, 1)?;
+        self.work += 1;
+        if self.work > self.budget {
+            return Err(block::Error::unsupported("it takes too much work to find what is asked for"));
+        }
         self.staged.get(number)
     }
 
@@ -271,6 +283,16 @@ impl Volume {
     }
 
     // Operations.
+
+    /// Whatever comes is as much work as it is.
+    pub(super) fn unbounded(&mut self) {
+        self.budget = u64::MAX;
+    }
+
+    /// An operation begins.
+    pub(super) fn begin(&mut self) {
+        self.budget = self.work.saturating_add(MOST_WORK);
+    }
 
     /// The operation is done.
     pub(super) fn accept(&mut self) {

@@ -10,6 +10,9 @@ use crate::bytes::{byte, corrupt, le16, le32, low32, put_le32};
 use crate::staged::Staged;
 use crate::types::Clock;
 
+/// The most clusters: all of them are looked at for what is free. This is 16 GiB of the smaller ones.
+const MOST_CLUSTERS: u64 = 4 << 20;
+
 /// The boot sector's parameters, checked. Places are sectors.
 #[derive(Debug, Clone)]
 pub(super) struct Shape {
@@ -77,7 +80,10 @@ impl Shape {
             info,
         };
         let fits = sectors.checked_mul(sector_bytes).is_some_and(|bytes| bytes <= device_bytes);
-        if !fits || shape.clusters == 0 || shape.clusters > 0x0fff_fff0 || shape.tables.is_empty() {
+        if shape.clusters > MOST_CLUSTERS {
+            return Err(Error::unsupported(format!("a FAT file system of {} clusters", shape.clusters)));
+        }
+        if !fits || shape.clusters == 0 || shape.tables.is_empty() {
             return Err(corrupt(format!(
                 "a FAT file system of {sectors} sectors with {} clusters on a device of {device_bytes:#x} bytes",
                 shape.clusters

@@ -32,7 +32,10 @@ impl Xfs {
         let size = self.superblock.block_bytes;
         let end = inode.size().div_ceil(size).saturating_add(BEHIND);
         let (mut extents, mut block) = (vec![], 0);
-        while block < end && extents.len() < MOST_EXTENTS {
+        for _ in 0..2 * MOST_EXTENTS {
+            if block >= end {
+                break;
+            }
             let run = self.run(inode, block)?;
             if let Some(start) = run.start {
                 let (first, last) = (self.offset_of(start)?, self.offset_of(start + run.blocks - 1)?);
