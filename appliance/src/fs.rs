@@ -12,33 +12,42 @@ use guestdisk::fs::FileKind;
 use guestedit::{Attributes, DirEntry, Free, GuestFs, Stat};
 
 use crate::session::{Output, Session};
-use crate::wire::{Action, Listing, Maybe, Message, PIECE, Ran, Request, Room, WireAttributes, WireStat};
+use crate::wire::{Action, Listing, Maybe, Message, PIECE, Ran, Room, WireAttributes, WireStat};
 
 /// The most names of a directory, and bytes of them; as guestdisk has it.
 const MOST_ENTRIES: usize = 1 << 20;
 const MOST_NAME_BYTES: usize = 64 << 20;
 
 /// A mounted file system. Its changes are made at once, by the appliance's kernel, and are durable after
-/// [`sync`](GuestFs::sync) or [`Appliance::shutdown`](crate::Appliance::shutdown); dropping it does not undo them.
+/// [`sync`](GuestFs::sync) or [`Appliance::shutdown`](crate::Appliance::shutdown). Dropping it unmounts it, and undoes nothing.
 #[derive(Debug)]
 pub struct Mounted {
     session: Arc<Session>,
     number: u64,
     kind: Kind,
+    gone: bool,
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if !self.gone {
+            self.session.let_go(self.number);
+        }
+    }
 }
 
 impl Mounted {
     pub(crate) fn new(session: Arc<Session>, number: u64, kind: Kind) -> Self {
-        Self { session, number, kind }
+        Self { session, number, kind, gone: false }
     }
 
     /// Writes everything and lets the file system go.
     ///
     /// # Errors
     /// It could not be written; the appliance has ended.
-    pub fn unmount(self) -> Result<()> {
-        let request = Request::Unmount { mount: self.number };
-        self.session.call(&request, self.session_limit()).map(drop)
+    pub fn unmount(mut self) -> Result<()> {
+        self.gone = true;
+        self.session.unmount(self.number)
     }
 
     /// Runs a program of the guest inside the appliance, with this file system as its root, `/proc`, `/sys`, `/dev` and
@@ -64,10 +73,6 @@ impl Mounted {
     /// `NotFound`; the file system keeps no such attributes; the appliance has ended.
     pub fn set_xattr(&mut self, path: &Path, name: &str, value: &[u8]) -> Result<()> {
         self.act(path, Action::SetXattr { name: name.into(), value: value.into() }).map(drop)
-    }
-
-    fn session_limit(&self) -> Duration {
-        self.session.answer_limit()
     }
 
     fn act(&self, path: &Path, action: Action) -> Result<Vec<u8>> {

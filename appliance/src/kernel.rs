@@ -22,6 +22,8 @@ pub struct Kernel {
     pub image: Arc<[u8]>,
     /// The modules in the order in which they are loaded.
     pub modules: Vec<Module>,
+    /// What was wanted of it and is neither a module nor, as far as `modules.builtin` tells, built in.
+    pub missing: Vec<String>,
 }
 
 impl Kernel {
@@ -64,8 +66,8 @@ impl Kernel {
         }
         let wanted: Vec<&str> =
             DEVICES.into_iter().chain(file_systems.iter().flat_map(|kind| needed(kind))).collect();
-        let modules = closure(tree, &wanted).context(|| format!("the modules of {name}"))?;
-        Ok(Self { name, image: image.into(), modules })
+        let found = closure(tree, &wanted).context(|| format!("the modules of {name}"))?;
+        Ok(Self { name, image: image.into(), modules: found.modules, missing: found.missing })
     }
 }
 

@@ -17,6 +17,7 @@
 pub mod cpio;
 mod fs;
 mod kernel;
+mod lazy;
 mod line;
 pub mod modules;
 mod session;
@@ -26,4 +27,5 @@ mod wire_tests;
 
 pub use fs::Mounted;
 pub use kernel::{Kernel, usual_places};
+pub use lazy::Lazy;
 pub use session::{Appliance, Mount, Options, Output, Place};

@@ -73,19 +73,30 @@ struct Index {
     builtin: BTreeSet<String>,
 }
 
-/// The modules for everything in `wanted` (names or aliases), each after those that it needs. What is built into the
-/// kernel, or unknown to it, needs none.
+/// What [`closure`] finds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The modules, each after those that it needs.
+    pub modules: Vec<Module>,
+    /// What the kernel does not know.
+    pub missing: Vec<String>,
+}
+
+/// The modules for everything in `wanted` (names or aliases). What is built into the kernel needs none.
 ///
 /// # Errors
 /// There is no `modules.dep`; a module that is listed cannot be read.
-pub fn closure(tree: &dyn Tree, wanted: &[&str]) -> Result<Vec<Module>> {
+pub fn closure(tree: &dyn Tree, wanted: &[&str]) -> Result<Found> {
     let index = Index::read(tree)?;
     let mut order = Order { index: &index, seen: BTreeSet::new(), paths: vec![] };
     wanted.iter().for_each(|name| order.add(name));
     if order.paths.len() > MOST_MODULES {
         return Err(Error::unsupported(format!("an appliance of more than {MOST_MODULES} modules")));
     }
-    order.paths.iter().map(|path| read_module(tree, path)).collect()
+    let missing =
+        wanted.iter().filter(|name| !index.knows(&normal(name))).map(|name| (*name).to_owned()).collect();
+    let modules: Result<_> = order.paths.iter().map(|path| read_module(tree, path)).collect();
+    Ok(Found { modules: modules?, missing })
 }
 
 /// `kernel/fs/xfs/xfs.ko.xz` is `xfs`.
@@ -136,6 +147,11 @@ impl Index {
         or_nothing("modules.alias")?.lines().for_each(|line| index.alias(line));
         index.builtin = or_nothing("modules.builtin")?.lines().map(name_of).collect();
         Ok(index)
+    }
+
+    /// Whether there is something of this (normal) name.
+    fn knows(&self, name: &str) -> bool {
+        self.modules.contains_key(name) || self.builtin.contains(name) || self.aliases.contains_key(name)
     }
 
     /// `PATH: PATH PATH`.
@@ -231,16 +247,17 @@ mod tests {
         ]))
     }
 
-    fn names(modules: &[Module]) -> Vec<&str> {
-        modules.iter().map(|module| module.name.as_str()).collect()
+    fn names(found: &Found) -> Vec<&str> {
+        found.modules.iter().map(|module| module.name.as_str()).collect()
     }
 
     #[test]
     fn what_is_needed_comes_first() {
-        let found = closure(&tree(), &["xfs", "ext4", "unknown"]).unwrap();
+        let found = closure(&tree(), &["xfs", "ext4", "un-known"]).unwrap();
         assert_eq!(names(&found), ["crc32c_fast", "libcrc32c", "xfs"]);
-        assert_eq!(found[0].bytes, b"fast");
-        assert_eq!(found[2].bytes, b"xfs");
+        assert_eq!(found.missing, ["un-known"]);
+        assert_eq!(found.modules[0].bytes, b"fast");
+        assert_eq!(found.modules[2].bytes, b"xfs");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use crate::cpio::Archive;
 use crate::fs::Mounted;
 use crate::kernel::Kernel;
+use crate::lazy::linux_name;
 use crate::line::{Line, News};
 use crate::wire::{
     self, Action, Bell, CONFIG_PATH, Failure, Hello, MAILBOX_BYTES, MAILBOX_SERIAL, Message, MountRequest,
@@ -142,7 +143,7 @@ impl Appliance {
     /// # Errors
     /// `Unsupported` if its kernel does not know it; the kernel refuses, with its reason; the appliance has ended.
     pub fn mount(&self, mount: &Mount) -> Result<Mounted> {
-        let kind = kernel_name(mount.kind)?;
+        let kind = linux_name(mount.kind)?;
         let request = MountRequest {
             disk: mount.place.disk as u64,
             partition: mount.place.partition.unwrap_or(0),
@@ -170,23 +171,15 @@ impl Appliance {
     pub fn shutdown(self) -> Result<()> {
         self.session.call(&Request::PowerOff, self.session.options.answer_limit).context(about)?;
         self.session.wait_for_end(OFF_LIMIT);
+        if let Some(why) = self.session.lost.lock().take() {
+            return Err(why.context(about()));
+        }
         self.devices.iter().try_for_each(|device| device.flush())
     }
 }
 
 fn about() -> String {
     "the appliance".to_owned()
-}
-
-/// The name that Linux has for a file system.
-fn kernel_name(kind: Kind) -> Result<&'static str> {
-    match kind {
-        Kind::Ntfs => Ok("ntfs3"),
-        Kind::Ext2 | Kind::Ext3 | Kind::Ext4 => Ok("ext4"),
-        Kind::Vfat | Kind::Xfs | Kind::Btrfs | Kind::Exfat | Kind::F2fs => Ok(kind.name()),
-        Kind::Iso9660 | Kind::Squashfs | Kind::HfsPlus => Ok(kind.name()),
-        other => Err(Error::unsupported(format!("{other} is nothing that an appliance can mount"))),
-    }
 }
 
 /// What an appliance and its mounted file systems share.
@@ -198,6 +191,8 @@ pub(crate) struct Session {
     options: Options,
     engine: &'static str,
     turn: Mutex<Turn>,
+    /// The first file system that was dropped and could not be written.
+    lost: Mutex<Option<Error>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -237,6 +232,7 @@ impl Session {
             options,
             engine,
             turn,
+            lost: Mutex::new(None),
             thread: Mutex::new(Some(thread)),
         });
         let hello = session.meet()?;
@@ -270,9 +266,18 @@ impl Session {
         self.call(&request, self.options.answer_limit)
     }
 
-    /// How long an answer may take.
-    pub(crate) fn answer_limit(&self) -> Duration {
-        self.options.answer_limit
+    /// Writes everything that belongs to a mounted file system, and lets it go.
+    pub(crate) fn unmount(&self, mount: u64) -> Result<()> {
+        self.call(&Request::Unmount { mount }, self.options.answer_limit).map(drop)
+    }
+
+    /// The same for one that nobody waits for: [`Appliance::shutdown`] tells what went wrong.
+    pub(crate) fn let_go(&self, mount: u64) {
+        if self.line.ended().is_none()
+            && let Err(error) = self.unmount(mount)
+        {
+            self.lost.lock().get_or_insert(error);
+        }
     }
 
     /// Runs a program.

@@ -148,6 +148,7 @@ fn answers_are_read_back() {
 fn the_checksum_is_the_usual_one() {
     assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
     assert_eq!(crc32(b""), 0);
+    assert_eq!(crc32(b"The quick brown fox jumps over the lazy dog"), 0x414f_a339);
 }
 
 #[test]

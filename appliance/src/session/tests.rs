@@ -120,7 +120,7 @@ impl Runnable for Machine {
 }
 
 fn kernel() -> Kernel {
-    Kernel { name: "none".to_owned(), image: Arc::from([]), modules: vec![] }
+    Kernel { name: "none".to_owned(), image: Arc::from([]), modules: vec![], missing: vec![] }
 }
 
 fn start(script: Script) -> Result<Appliance> {
@@ -147,7 +147,7 @@ fn polite(request: &Request) -> Option<Reaction> {
     match request {
         Request::Hello => Some(hello()),
         Request::Mount(_) => Some(Reaction::Answer(0, Number(3).encode())),
-        Request::PowerOff => Some(Reaction::Answer(0, vec![])),
+        Request::PowerOff | Request::Unmount { .. } => Some(Reaction::Answer(0, vec![])),
         _ => None,
     }
 }
@@ -268,4 +268,46 @@ fn a_directory_without_end_ends() {
         })
     });
     assert_eq!(fs.list(Path::new("/")).unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+#[test]
+fn what_a_dropped_file_system_has_lost_is_told_in_the_end() {
+    let (appliance, fs) = mounted(|request, _| match request {
+        Request::Unmount { mount: 3 } => {
+            Reaction::Answer(1, Failure { errno: 5, message: "Input/output error".to_owned() }.encode())
+        }
+        request => polite(&request).unwrap(),
+    });
+    drop(fs);
+    let error = appliance.shutdown().unwrap_err();
+    assert_eq!(error.to_string(), "the appliance: Input/output error");
+}
+
+#[test]
+fn the_first_kernel_that_knows_the_file_system_is_run() {
+    let bytes = {
+        let mut bytes = vec![0; 1 << 20];
+        bytes[..4].copy_from_slice(b"XFSB");
+        bytes
+    };
+    let device = Raw::open(Arc::new(MemStorage::from_bytes(bytes)), RawOptions::default()).unwrap();
+    let disks = guestdisk::Disks::open(Arc::new(device)).unwrap();
+    let engine = Arc::new(Fake(|request, _| polite(&request).unwrap()));
+    let named = |name: &'static str, missing: &'static [&'static str]| {
+        move |names: &[&str]| {
+            assert_eq!(names, ["xfs"]);
+            let missing = missing.iter().map(|name| (*name).to_owned()).collect();
+            Ok(Kernel { name: name.to_owned(), missing, ..kernel() })
+        }
+    };
+    let lazy = || crate::Lazy::new(&disks, &[0, 7], engine.clone(), Options::default());
+    let mut none = lazy().or_kernel(|_| Err(Error::usage("no such file"))).or_kernel(named("old", &["xfs"]));
+    let error = none.open(0).unwrap_err();
+    assert_eq!(error.to_string(), "no kernel for an appliance: no such file; old does not know xfs");
+    let mut some = lazy().or_kernel(named("old", &["xfs"])).or_kernel(named("new", &["nls_utf8"]));
+    assert_eq!(some.open(7).unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(!some.is_running());
+    drop((some.open(0).unwrap(), some.open(0).unwrap()));
+    assert!(some.is_running());
+    some.finish().unwrap();
 }
