@@ -89,6 +89,10 @@ fn main() -> Result<()> {
     step(&format!("made: {:?}", fs.stat(&path)?));
     fs.sync()?;
     step("synced");
+    for _ in 0..100 {
+        fs.stat(&path)?;
+    }
+    step("asked 100 times");
     println!("            reads back: {}", fs.read(&path, 1 << 30)? == big);
     step("read");
     if let [_, ..] = program {

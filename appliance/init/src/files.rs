@@ -109,11 +109,9 @@ impl Files {
 
     fn finish(&mut self, attributes: Option<&WireAttributes>) -> Answer {
         self.opened()?;
-        if let Some((path, file)) = self.open.take() {
-            if let Some(attributes) = attributes {
-                self.dress(&path, &file, attributes)?;
-            }
-            file.sync_all()?;
+        let open = self.open.take();
+        if let (Some((path, file)), Some(attributes)) = (open, attributes) {
+            self.dress(&path, &file, attributes)?;
         }
         Ok(DONE)
     }
