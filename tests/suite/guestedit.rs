@@ -141,19 +141,25 @@ fn ext_large_directories() {
 fn ext_journal_is_replayed_as_by_e2fsck() {
     requires!(tool("mke2fs"), guest::mounts("ext4"));
     let dir = Dir::new();
-    for options in [
-        "-t ext4",
-        "-t ext4 -O ^64bit,^metadata_csum",
-        "-t ext3 -b 1024",
-        "-t ext4 -b 1024 -O 64bit,metadata_csum -J size=1",
+    for (options, mount) in [
+        ("-t ext4", ""),
+        ("-t ext4 -O ^64bit,^metadata_csum", ""),
+        ("-t ext3 -b 1024", ""),
+        ("-t ext4 -b 1024 -O 64bit,metadata_csum -J size=1", ""),
+        ("-t ext4 -O metadata_csum", ",data=journal"),
+        ("-t ext3 -b 1024", ",data=journal"),
+        ("-t ext4 -O ^64bit,^metadata_csum", ",journal_checksum"),
+        ("-t ext4 -O ^64bit,^metadata_csum", ",journal_checksum,journal_async_commit,data=writeback"),
     ] {
         mke2fs(&dir, options, "64M");
-        let mounted = guest::Mounted::new(&dir, ",commit=1");
+        let mounted = guest::Mounted::new(&dir, &format!(",commit=1{mount}"));
         std::fs::create_dir(dir.file("mnt/new")).unwrap();
         for index in 0..300 {
-            // Contents that begin like a block of the journal have to be escaped, in a directory or with data=journal.
             std::fs::write(dir.file(&format!("mnt/new/{index}")), format!("contents {index}")).unwrap();
         }
+        // What begins like a block of the journal is escaped if it goes there.
+        let magic = [&[0xc0, 0x3b, 0x39, 0x98][..], &[7; 9000]].concat();
+        std::fs::write(dir.file("mnt/magic"), &magic).unwrap();
         Cmd::new("sync").arg("-f").arg("mnt").dir(dir.path()).ok();
         for index in 0..100 {
             std::fs::remove_file(dir.file(&format!("mnt/new/{index}"))).unwrap();
@@ -185,6 +191,7 @@ fn ext_journal_is_replayed_as_by_e2fsck() {
         dump("theirs");
         Cmd::new("diff").words("-r copy.d theirs.d").dir(dir.path()).ok();
         assert_eq!(fs.list(Path::new("/new")).unwrap().len(), 198);
+        assert!(fs.read(Path::new("/magic"), 1 << 20).unwrap() == magic, "{options}{mount}");
         let _ = std::fs::remove_dir_all(dir.file("copy.d"));
         let _ = std::fs::remove_dir_all(dir.file("theirs.d"));
     }
@@ -410,4 +417,82 @@ fn fat_at_random() {
             "{left} {free:?}"
         );
     }
+}
+
+/// An initramfs of 60 MB: it is written in one piece.
+#[test]
+fn ext_large_file() {
+    requires!(tool("mke2fs"), tool("debugfs"));
+    let dir = Dir::new();
+    for (options, most) in [("-t ext4", 4), ("-t ext4 -b 1024", 12), ("-t ext3", 40)] {
+        // (With ext3 there are blocks of pointers between the others.)
+        mke2fs(&dir, options, "1G");
+        let mut bytes = vec![0; 60_000_000];
+        Random::new(1).fill(&mut bytes);
+        let mut fs = edit::open(&dir.file("disk"));
+        let path = Path::new("/initrd.img");
+        fs.create(path, &bytes[..50_000_000], &Attributes::mode(0o644)).unwrap();
+        fs.replace(path, &bytes).unwrap();
+        fs.sync().unwrap();
+        edit::e2fsck(&dir, "disk", &options);
+        let shown =
+            Cmd::new("debugfs").arg("-R").arg("dump /initrd.img out").arg("disk").dir(dir.path()).ok();
+        assert!(dir.read("out") == bytes, "{}", shown.story());
+        let blocks = Cmd::new("debugfs").arg("-R").arg("blocks /initrd.img").arg("disk").dir(dir.path()).ok();
+        let blocks: Vec<u64> = blocks.stdout.split_whitespace().map(|word| word.parse().unwrap()).collect();
+        let jumps = blocks.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) > 20).count();
+        assert!(jumps <= most, "{options}: {jumps} jumps");
+    }
+}
+
+/// What is not understood is refused before anything is changed.
+#[test]
+fn ext_that_is_refused() {
+    requires!(tool("mke2fs"), tool("debugfs"));
+    let dir = Dir::new();
+    let refused = |reason: &str| {
+        let before = dir.read("disk");
+        let error = edit::try_open(&dir.file("disk")).unwrap_err();
+        assert!(
+            error.kind() == block::ErrorKind::Unsupported && error.to_string().contains(reason),
+            "{error:?}"
+        );
+        assert!(!error.hints().is_empty() && dir.read("disk") == before, "{error:?}");
+    };
+    for (options, reason) in [("-t ext4 -O bigalloc -C 16384", "bigalloc"), ("-t ext4 -O quota", "quotas")] {
+        mke2fs(&dir, options, "32M");
+        refused(reason);
+    }
+    for (state, reason) in [("0", "not unmounted"), ("3", "damaged")] {
+        mke2fs(&dir, "-t ext2", "32M");
+        Cmd::new("debugfs")
+            .arg("-w")
+            .arg("-R")
+            .arg(format!("ssv state {state}"))
+            .arg("disk")
+            .dir(dir.path())
+            .ok();
+        refused(reason);
+    }
+    // One file that cannot be changed is no reason to refuse the others.
+    mke2fs(&dir, "-t ext4 -O encrypt,verity,casefold", "32M");
+    let mut fs = edit::open(&dir.file("disk"));
+    for name in ["/encrypted", "/sealed"] {
+        fs.create(Path::new(name), b"x", &Attributes::mode(0o644)).unwrap();
+    }
+    fs.mkdir(Path::new("/folded"), &Attributes::mode(0o755)).unwrap();
+    fs.sync().unwrap();
+    drop(fs);
+    for (name, flags) in [("encrypted", "0x80800"), ("sealed", "0x180000"), ("folded", "0x40080000")] {
+        let words = format!("sif /{name} flags {flags}");
+        Cmd::new("debugfs").arg("-w").arg("-R").arg(words).arg("disk").dir(dir.path()).ok();
+    }
+    let mut fs = edit::open(&dir.file("disk"));
+    for (name, reason) in [("/encrypted", "encrypted"), ("/sealed", "fs-verity")] {
+        let error = fs.replace(Path::new(name), b"y").unwrap_err();
+        assert!(error.to_string().contains(reason), "{error:?}");
+    }
+    let error = fs.create(Path::new("/folded/x"), b"", &Attributes::default()).unwrap_err();
+    assert!(error.to_string().contains("upper and lower case"), "{error:?}");
+    fs.create(Path::new("/x"), b"", &Attributes::default()).unwrap();
 }
