@@ -13,7 +13,8 @@
 //! An operation happens as a whole or not at all: its changes are made in memory first, and one that fails (because the
 //! disk is full, or damaged) leaves nothing behind. They reach the device with [`GuestFs::sync`] (or earlier if there
 //! are many), in an order in which whatever interrupts it costs space at worst. Only the contents of new files are
-//! written at once, to space that is free until then. Dropping a [`GuestFs`] without a sync drops the changes.
+//! written at once, to space that is free until then. (In place, where nothing can be moved, files are overwritten at
+//! once.) Dropping a [`GuestFs`] without a sync drops the changes.
 //!
 //! A guest's disk is a stranger's: every number is checked before it is followed, and damage is an error.
 #![forbid(unsafe_code)]
@@ -155,6 +156,9 @@ pub fn open(device: Arc<dyn BlockDevice>, options: &Options) -> Result<Box<dyn G
         Kind::Ext2 | Kind::Ext3 | Kind::Ext4 => Ok(Box::new(ext::Ext::open(device, found.kind, clock)?)),
         Kind::Vfat => Ok(Box::new(fat::Fat::open(device, clock)?)),
         Kind::Xfs | Kind::Btrfs => Ok(Box::new(in_place::InPlace::open(device, clock)?)),
+        kind @ (Kind::Swap | Kind::Lvm2 | Kind::Luks | Kind::LinuxRaid | Kind::BitLocker) => {
+            Err(Error::unsupported(format!("{kind} is not a file system")))
+        }
         kind => Err(Error::unsupported(format!("{kind} cannot be changed without its own driver"))
             .hint("Use the appliance backend for this file system.")),
     }

@@ -100,17 +100,19 @@ fn ext_property() {
 fn ext_large_directories() {
     requires!(tool("mke2fs"));
     let dir = Dir::new();
-    for (options, count) in [
-        ("-t ext4 -b 1024 -N 20000", 6000),
-        ("-t ext4 -b 4096 -O ^metadata_csum -N 20000", 3000),
-        ("-t ext3 -b 1024 -N 20000", 3000),
-        ("-t ext4 -b 1024 -O ^dir_index -N 20000", 2000),
+    for (options, count, tune) in [
+        ("-t ext4 -b 1024 -N 20000", 6000, "debugfs -w -R \"ssv flags 1\""),
+        ("-t ext4 -b 4096 -O ^metadata_csum -N 20000", 3000, "debugfs -w -R \"ssv flags 2\""),
+        ("-t ext3 -b 1024 -N 20000", 3000, "tune2fs -E hash_alg=tea"),
+        ("-t ext4 -b 1024 -N 20000", 2000, "tune2fs -E hash_alg=legacy"),
+        ("-t ext4 -b 1024 -O ^dir_index -N 20000", 2000, "true"),
     ] {
         mke2fs(&dir, options, "64M");
+        Cmd::new("sh").arg("-c").arg(format!("{tune} disk")).dir(dir.path()).ok();
         // A directory gets its hash tree from Linux or e2fsck, once it has several blocks.
         let mut fs = edit::open(&dir.file("disk"));
         fs.mkdir(Path::new("/many"), &Attributes::mode(0o755)).unwrap();
-        let name = |index: usize| format!("/many/entry number {index} with a name of some length");
+        let name = |index: usize| format!("/many/entrée {index} with a name of some length");
         let add = |fs: &mut dyn guestedit::GuestFs, range: std::ops::Range<usize>| {
             for index in range {
                 fs.create(Path::new(&name(index)), b"", &Attributes::mode(0o644)).unwrap();
@@ -230,6 +232,8 @@ fn ext_in_turn_with_linux() {
             drop(mounted);
             edit::e2fsck(&dir, "disk", &(options, round, "linux"));
             let mut fs = edit::open(&dir.file("disk"));
+            let link = fs.read_link(Path::new(&format!("/link {round}"))).unwrap();
+            assert_eq!(link.as_os_str().len(), 70 + 30 * round);
             let ours = format!("/by us {round}");
             fs.mkdir(Path::new(&ours), &Attributes::mode(0o755)).unwrap();
             for index in 0..400 {

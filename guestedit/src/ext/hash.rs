@@ -121,3 +121,38 @@ fn tea(state: &mut [u32; 4], key: &[u32; 4]) {
     state[0] = state[0].wrapping_add(one);
     state[1] = state[1].wrapping_add(other);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMES: [&[u8]; 3] =
+        [b"hello", b"a rather long name of a file number 17, longer than 32 bytes", "grün".as_bytes()];
+
+    /// As debugfs has them (`dx_hash -h half_md4 hello`).
+    #[test]
+    fn hashes_of_debugfs() {
+        for (version, hashes) in [
+            (0, [0x3225_2546, 0x25d5_9156, 0xc202_f150]),
+            (1, [0x1746_da32, 0xbc23_bbb4, 0x095d_9284]),
+            (2, [0x6f5b_b1a8, 0x276f_3bb0, 0xa7ae_33b6]),
+        ] {
+            let hasher = Hasher::new(version, false, [0; 4]).unwrap();
+            assert_eq!(NAMES.map(|name| hasher.hash(name)), hashes, "{version}");
+        }
+        // 01234567-89ab-cdef-0123-456789abcdef
+        let seed = [0x6745_2301, 0xefcd_ab89, 0x6745_2301, 0xefcd_ab89];
+        assert_eq!(Hasher::new(1, false, seed).unwrap().hash(b"hello"), 0xa26e_4a80);
+    }
+
+    #[test]
+    fn signs_matter_beyond_ascii_only() {
+        for version in 0..3 {
+            let signed = Hasher::new(version, false, [0; 4]).unwrap();
+            let unsigned = Hasher::new(version + 3, false, [0; 4]).unwrap();
+            assert_eq!(signed.hash(NAMES[1]), unsigned.hash(NAMES[1]));
+            assert_ne!(signed.hash(NAMES[2]), unsigned.hash(NAMES[2]));
+        }
+        assert!(Hasher::new(6, false, [0; 4]).is_none());
+    }
+}
