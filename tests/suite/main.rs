@@ -35,6 +35,7 @@ mod guestedit_in_place;
 mod hostile;
 mod info;
 mod inspect;
+mod inspect_commands;
 mod inspect_guests;
 mod inspect_initramfs;
 mod locks;
