@@ -149,6 +149,17 @@ fn overrule(guest: &mut Guest, options: &SourceOptions) {
     }
 }
 
+/// The most disks and drives of a machine; VMware's limit is some 600.
+const MOST_DRIVES: usize = 1024;
+
+/// Refuses machines with more disks and drives than any product has: the work for each of them would add up.
+fn check_drives(count: usize) -> Result<()> {
+    if count > MOST_DRIVES {
+        return Err(Error::invalid(format!("the machine has more than {MOST_DRIVES} disks and drives")));
+    }
+    Ok(())
+}
+
 /// A disk image by its name and format.
 fn image(name: impl Into<String>, format: Option<&str>) -> DiskImage {
     DiskImage::Name { name: name.into(), format: format.map(str::to_owned) }
