@@ -78,10 +78,20 @@ pub struct SourceOptions {
 pub fn read(source: &str, options: &SourceOptions) -> Result<Guest> {
     let mut guest = read_kind(&kind::find(source)?, options).context(|| format!("'{source}'"))?;
     for name in &options.disks {
-        disks::add(&mut guest, name);
+        disks::add(&mut guest, &further_disk(name)?);
     }
     overrule(&mut guest, options);
     Ok(guest)
+}
+
+/// The name of a disk beside those of the source.
+fn further_disk(name: &str) -> Result<String> {
+    let found = kind::find(name)?;
+    match found.kind {
+        Kind::Disk => Ok(found.name),
+        kind => Err(Error::usage(format!("'{name}' is a machine ({}), not a further disk", kind.name()))
+            .hint("machines are converted one by one")),
+    }
 }
 
 /// What a name turned out to be.
