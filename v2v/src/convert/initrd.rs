@@ -353,6 +353,12 @@ impl Work<'_, '_> {
         if path.contains("fstab") {
             return tables::fstab(text, names, &mut vec![]);
         }
+        if path.contains("lvm/devices/") {
+            return tables::lvm_devices(text, names);
+        }
+        if path.contains("mdadm") {
+            return tables::devices(text, names, Reader::Plain);
+        }
         // A hook opens the path that it waits for.
         let reader = if path.contains("devexists-") { Reader::Path } else { Reader::Tags };
         if path.contains("cmdline") {

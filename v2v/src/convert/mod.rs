@@ -9,6 +9,7 @@
 //!   cmdline    kernel command lines                        loaders   grub.cfg, menu.lst, BLS, grubenv, extlinux
 //!   tables     fstab, crypttab, resume, LVM                nics      names of network interfaces
 //!   services   consoles, guest tools, Xorg, modprobe       uefi      the fallback loader
+//!   verify     whether the boot loader still offers what it did
 //!   initrd     drivers in early boot: modules, index, cpio, segment    regeneration   the guest's own configuration
 //! ```
 
@@ -24,6 +25,8 @@ mod loaders;
 mod modules;
 mod names;
 mod nics;
+#[cfg(test)]
+mod properties;
 mod regeneration;
 mod segment;
 mod services;
@@ -31,6 +34,7 @@ mod tables;
 mod text;
 pub mod tree;
 mod uefi;
+mod verify;
 mod windows;
 
 use block::Result;
@@ -46,6 +50,7 @@ pub(crate) use draft::digest;
 use draft::{Draft, Why};
 use names::Names;
 use tree::Tree;
+pub use verify::verify;
 
 /// Changes for one Linux.
 pub(crate) fn linux(

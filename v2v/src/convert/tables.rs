@@ -36,8 +36,24 @@ pub(crate) fn convert(draft: &mut Draft<'_>, names: &Names) {
         let reason = why("GRUB's own tools find the disks by their names on KVM");
         draft.edit(path, reason, |text| devices(text, names, Reader::Plain));
     }
+    for path in ["/etc/mdadm.conf", "/etc/mdadm/mdadm.conf"] {
+        let reason = why("the members of arrays are looked for under their names on KVM");
+        draft.edit(path, reason, |text| devices(text, names, Reader::Plain));
+    }
     let lvm = why("LVM's filter accepts the disks by their names on KVM");
     draft.edit("/etc/lvm/lvm.conf", lvm, |text| lvm_conf(text, names));
+}
+
+/// LVM's devices file, where it cannot be taken away: entries by the names on KVM, which LVM compares with the UUIDs of the
+/// physical volumes (lvmdevices(8)).
+pub(crate) fn lvm_devices(text: &str, names: &Names) -> String {
+    each_line(text, |_, line| {
+        let field = |key: &str| line.split_whitespace().find_map(|word| word.strip_prefix(key));
+        let (name, volume) = (field("DEVNAME=")?, field("PVID=")?);
+        let new = becomes(names, name, Reader::Plain)?;
+        let part = field("PART=").map(|part| format!(" PART={part}")).unwrap_or_default();
+        Some(format!("IDTYPE=devname IDNAME={new} DEVNAME={new} PVID={volume}{part}"))
+    })
 }
 
 /// Names of devices in every line that is no comment.
@@ -242,6 +258,15 @@ tmpfs /tmp tmpfs defaults 0 0";
         assert_eq!(devices(map, &vmware(), Reader::Plain), map.replace("sda", "vda"));
         assert_eq!(devices("RESUME=/dev/sda2\n", &vmware(), Reader::Tags), format!("RESUME=UUID={SWAP}\n"));
         assert_eq!(devices("# /dev/sda2", &vmware(), Reader::Tags), "# /dev/sda2");
+    }
+
+    #[test]
+    fn the_devices_file_of_lvm_in_an_initramfs() {
+        let text = "VERSION=1.1.2\nIDTYPE=sys_wwid IDNAME=naa.6000c2 DEVNAME=/dev/sda3 PVID=abc PART=3\n";
+        let new = lvm_devices(text, &vmware());
+        let expected = "VERSION=1.1.2\nIDTYPE=devname IDNAME=/dev/vda3 DEVNAME=/dev/vda3 PVID=abc PART=3\n";
+        assert_eq!(new, expected);
+        assert_eq!(lvm_devices(&new, &vmware()), new);
     }
 
     #[test]
