@@ -172,10 +172,15 @@ impl<'a> Draft<'a> {
         self.put(place, guest_path, State::Appended(bytes), 0o644, why);
     }
 
-    /// A symbolic link in place of whatever has this name, unless it is that link already.
+    /// A symbolic link, in place of one to something else if there is one. A file of this name is left alone, which is
+    /// said: nothing would bring it back.
     pub(crate) fn link(&mut self, path: impl AsRef<Path>, target: impl Into<PathBuf>, why: Why) {
         let (path, target) = (path.as_ref(), target.into());
         if self.tree.link(path).as_ref() == Some(&target) {
+            return;
+        }
+        if self.tree.kind(path).is_some_and(|kind| kind != FileKind::Symlink) {
+            self.leave(format!("{} is a file of its own and stays: {}.", path.display(), why.reason));
             return;
         }
         if let Some(place) = self.make_way_to_link(path, &why) {
@@ -424,12 +429,15 @@ mod tests {
     fn links_and_removals() {
         let tree =
             Memory::default().link_to("/etc/a.service", "/usr/a").link_to("/etc/b.service", "/dev/null");
+        let tree = tree.file("/etc/own.service", "[Service]");
         let mut draft = Draft::new(&tree);
         draft.link("/etc/a.service", "/dev/null", why("mask"));
         draft.link("/etc/b.service", "/dev/null", why("mask"));
+        draft.link("/etc/own.service", "/dev/null", why("mask"));
         draft.remove("/etc/c", why("gone"));
         let plan = draft.finish().unwrap();
         let [change] = &plan.changes[..] else { panic!("{plan:?}") };
         assert_eq!(change.diff, ["--> /usr/a", "+-> /dev/null"]);
+        assert_eq!(plan.left_alone, ["/etc/own.service is a file of its own and stays: mask."]);
     }
 }

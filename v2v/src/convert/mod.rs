@@ -9,6 +9,7 @@
 //!   cmdline    kernel command lines                        loaders   grub.cfg, menu.lst, BLS, grubenv, extlinux
 //!   tables     fstab, crypttab, resume, LVM                nics      names of network interfaces
 //!   services   consoles, guest tools, Xorg, modprobe       uefi      the fallback loader
+//!   in_place   what of a plan fits where files can only be overwritten
 //!   verify     whether the boot loader still offers what it did
 //!   initrd     drivers in early boot: modules, index, cpio, segment    regeneration   the guest's own configuration
 //! ```
@@ -17,6 +18,7 @@ mod cmdline;
 pub mod cpio;
 mod draft;
 mod guest_tree;
+pub mod in_place;
 mod index;
 mod initrd;
 #[cfg(test)]
@@ -95,6 +97,24 @@ pub(crate) fn linux(
     draft.finish()
 }
 
+/// Whether a kernel that looks for its root itself is older than `PARTUUID=` for all partition tables.
+fn has_old_kernel(system: &System) -> bool {
+    const KNOWS_PARTUUID: (u32, u32) = (3, 8);
+    let alone = system.kernels.iter().filter(|kernel| kernel.initrds.is_empty());
+    alone.filter_map(|kernel| segment::version(&kernel.release)).any(|version| version < KNOWS_PARTUUID)
+}
+
+/// The command line with which a hypervisor starts the kernel of a guest without a boot loader of its own
+/// ([`Guest::direct_boot`](crate::guest::Guest::direct_boot)), for KVM. `None` if the guest has a boot loader.
+pub fn direct_boot(disks: &Disks, guest: &Guest, options: &PlanOptions) -> Option<String> {
+    let direct = guest.direct_boot.as_ref()?;
+    let names = Names::new(disks, guest, options.bus);
+    let from_xen = guest.origin != Origin::Kvm;
+    let lines = Cmdlines { names: &names, from_xen, add_serial: options.serial_console };
+    let reader = if direct.initrd.is_some() { names::Reader::Tags } else { names::Reader::Kernel };
+    Some(lines.edit(&direct.cmdline, reader, &mut vec![]))
+}
+
 /// The changes of all systems of a guest.
 pub(crate) fn plan(
     disks: &Disks,
@@ -109,6 +129,8 @@ pub(crate) fn plan(
         let one = match system.kind {
             SystemKind::Linux => {
                 let view = GuestView::with_names(disks, system, &source);
+                let names = names.clone();
+                let names = if has_old_kernel(system) { names.without_partuuid() } else { names };
                 linux(&view, guest, system, &names, options)?
             }
             SystemKind::Windows | SystemKind::Other => windows::convert(system, options),

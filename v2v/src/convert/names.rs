@@ -57,6 +57,8 @@ pub(crate) struct Names {
     disks: Vec<DiskFacts>,
     volumes: Vec<VolumeFacts>,
     bus: TargetBus,
+    /// Kernels that look for their root themselves find it by `PARTUUID=` on any partition table (Linux 3.8).
+    partuuid: bool,
 }
 
 /// A kernel's name for a disk or a partition of it.
@@ -148,12 +150,18 @@ impl Names {
             name: described(index).and_then(|disk| disk.guest_name.clone()),
             serial: described(index).and_then(|disk| disk.serial.clone()),
         });
-        Self { disks: known.collect(), volumes: facts.collect(), bus }
+        Self { disks: known.collect(), volumes: facts.collect(), bus, partuuid: true }
     }
 
     #[cfg(test)]
     pub(crate) fn of(disks: Vec<DiskFacts>, volumes: Vec<VolumeFacts>, bus: TargetBus) -> Self {
-        Self { disks, volumes, bus }
+        Self { disks, volumes, bus, partuuid: true }
+    }
+
+    /// The same for a guest whose kernels without an initramfs do not know `PARTUUID=`.
+    pub(crate) fn without_partuuid(mut self) -> Self {
+        self.partuuid = false;
+        self
     }
 
     /// How names of disks begin on KVM, without `/dev/`.
@@ -272,7 +280,7 @@ impl Names {
             Reader::Tags | Reader::Path => uuid
                 .map(|uuid| format!("/dev/disk/by-uuid/{uuid}"))
                 .or_else(|| partuuid.map(|uuid| format!("/dev/disk/by-partuuid/{uuid}"))),
-            Reader::Kernel => partuuid.map(|uuid| format!("PARTUUID={uuid}")),
+            Reader::Kernel => partuuid.filter(|_| self.partuuid).map(|uuid| format!("PARTUUID={uuid}")),
             Reader::Plain => None,
         }
     }
@@ -339,6 +347,8 @@ pub(crate) mod tests {
         assert_eq!(names.judge("/dev/sda1", Reader::Tags), becomes(&format!("UUID={ROOT}")));
         assert_eq!(names.judge("/dev/sda1", Reader::Path), becomes(&format!("/dev/disk/by-uuid/{ROOT}")));
         assert_eq!(names.judge("/dev/sda1", Reader::Kernel), becomes("PARTUUID=76696d67-01"));
+        let old = names.clone().without_partuuid();
+        assert_eq!(old.judge("/dev/sda1", Reader::Kernel), becomes("/dev/vda1"));
         assert_eq!(names.judge("/dev/sda1", Reader::Plain), becomes("/dev/vda1"));
         assert_eq!(names.judge("/dev/sda", Reader::Tags), becomes("/dev/vda"));
         // A UUID that two volumes have names neither.
