@@ -308,6 +308,7 @@ fn run(cli: &Cli, app: &App) -> Outcome {
         Command::Resize(args) => cmd::resize::run(args, app),
         Command::Serve(args) => cmd::serve::run(args, app),
         Command::Snapshot(args) => cmd::snapshot::run(args, app),
+        Command::V2v(args) => cmd::v2v::run(args, app),
         Command::Completions(args) => cmd::completions::run(args, app),
         Command::Man(args) => cmd::man::run(args, app),
     }

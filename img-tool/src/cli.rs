@@ -107,6 +107,8 @@ pub(crate) enum Command {
     Serve(Box<cmd::serve::Args>),
     /// List, create, apply or delete internal snapshots of an image
     Snapshot(cmd::snapshot::Args),
+    /// Convert a virtual machine of another hypervisor to a KVM guest
+    V2v(Box<cmd::v2v::Args>),
     /// Print a script that completes commands and options in a shell
     Completions(cmd::completions::Args),
     /// Write the manual pages into a directory

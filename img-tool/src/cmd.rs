@@ -29,3 +29,4 @@ pub(crate) mod rebase;
 pub(crate) mod resize;
 pub(crate) mod serve;
 pub(crate) mod snapshot;
+pub(crate) mod v2v;

@@ -57,6 +57,17 @@ fn folder() -> PathBuf {
     me.ancestors().nth(3).expect("target/PROFILE/deps/suite-*").join("guests")
 }
 
+/// The folder of guests as other hypervisors leave them (`scripts/v2v-guests.sh`), if they could be made.
+///
+/// # Errors
+/// As [`guests`].
+pub fn foreign_guests() -> Result<PathBuf, String> {
+    let folder = folder().with_file_name("v2v-guests");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/v2v-guests.sh");
+    let made = Cmd::new("bash").arg(script).arg(&folder).timeout(1200).run();
+    if made.code == Some(0) { Ok(folder) } else { Err(format!("no guests: {}", made.stderr.trim())) }
+}
+
 /// A qemu that can run them.
 ///
 /// # Errors

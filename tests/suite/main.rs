@@ -59,6 +59,7 @@ mod samples;
 mod snapshot;
 mod stories;
 mod table;
+mod v2v;
 mod v2v_convert;
 mod v2v_source;
 mod v2v_target;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::guest::{Bus, FirmwareKind, Guest};
 use crate::inspect::Inspection;
-use crate::plan::{Action, Plan};
+use crate::plan::Plan;
 
 /// Everything about one conversion.
 #[derive(Debug, Clone, Default)]
@@ -207,22 +207,10 @@ fn system(system: &crate::inspect::System) -> Value {
     })
 }
 
-/// What is done to a file, in a word.
-pub(crate) const fn action_name(action: &Action) -> &'static str {
-    match action {
-        Action::Replace { .. } => "replace",
-        Action::Append { .. } => "append",
-        Action::Create { .. } => "create",
-        Action::CreateDirectory { .. } => "create-directory",
-        Action::Symlink { .. } => "symlink",
-        Action::Remove => "remove",
-    }
-}
-
 fn change(change: &crate::plan::Change) -> Value {
     json!({
         "file": change.guest_path.to_string_lossy(),
-        "action": action_name(&change.action),
+        "action": change.action.name(),
         "topic": change.topic,
         "reason": change.reason,
         "undo": change.undo,
@@ -237,7 +225,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::plan::Change;
+    use crate::plan::{Action, Change};
 
     fn booted() -> Value {
         json!({"booted": 1, "checks": [{

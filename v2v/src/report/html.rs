@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{BootTest, Report, ReportedDisk, Stage, action_name};
+use super::{BootTest, Report, ReportedDisk, Stage};
 use crate::inspect::{DriverPlace, Kernel, System};
 use crate::plan::Change;
 
@@ -150,7 +150,7 @@ fn change(out: &mut String, change: &Change) {
         format_args!(
             "<details><summary><code>{}</code> &middot; {} &middot; {}</summary>\n",
             escape(&path),
-            action_name(&change.action),
+            change.action.name(),
             escape(&change.reason)
         ),
     );

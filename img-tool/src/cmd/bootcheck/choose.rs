@@ -30,14 +30,14 @@ const TIME_LIMIT: Duration = Duration::from_secs(300);
 const SLOW_TIME_LIMIT: Duration = Duration::from_secs(900);
 
 /// The engine, and what follows from it.
-pub(super) struct Chosen {
-    pub(super) engine: Arc<dyn Engine>,
+pub(in crate::cmd) struct Chosen {
+    pub(in crate::cmd) engine: Arc<dyn Engine>,
     /// Why it is not the first choice.
     pub(super) remark: Option<String>,
     /// How long a guest may take.
     pub(super) time_limit: Duration,
     /// What guests have to be told on their command lines.
-    pub(super) append: &'static str,
+    pub(in crate::cmd) append: &'static str,
     /// What a program that is started needs; `None`: none is.
     program: Option<PathBuf>,
 }
@@ -57,7 +57,7 @@ impl Chosen {
 }
 
 /// Chooses the engine that `name` asks for.
-pub(super) fn choose(name: &str, app: &App) -> Outcome<Chosen> {
+pub(in crate::cmd) fn choose(name: &str, app: &App) -> Outcome<Chosen> {
     match name {
         "auto" => automatic(app),
         "kvm" => our_own(app),

@@ -1,0 +1,502 @@
+//! The stages of a conversion, one after the other; the report grows with them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use block::{BlockDevice, Error, ErrorKind, ResultExt as _};
+use bootcheck::scratch;
+use guestdisk::Disks;
+use image::convert::{ConvertReport, ConvertRequest, Target, convert as copy};
+use image::progress::Progress as _;
+use image::{CreateRequest, Format, Layer, OpenOptions, Share};
+use v2v::apply;
+use v2v::guest::{Bus, DiskImage, FirmwareKind, Guest, Nic};
+use v2v::inspect::{Inspection, SystemKind, inspect_with};
+use v2v::names::DiskNames;
+use v2v::plan::{self, Plan, PlanOptions, TargetBus};
+use v2v::report::{Report, ReportedDisk, Stage};
+use v2v::source::{self, SourceOptions};
+use v2v::target::ova;
+
+use super::writers::{Backend, Writers};
+use super::{Args, boot, describe, place};
+use crate::app::App;
+use crate::exit::{Failure, Outcome};
+use crate::progress::Reporter;
+
+/// Changes to a guest are small: an initramfs or two that are packed anew.
+const MOST_CHANGES: u64 = 16 << 30;
+/// Kept free in the output's file system, for metadata.
+const MARGIN: u64 = 16 << 20;
+/// Memory for the test boot of a machine whose source says nothing.
+const TEST_MEMORY: u64 = 1 << 30;
+
+/// A disk of the source, and the overlay that takes the changes.
+pub(super) struct Opened {
+    layer: Arc<Layer>,
+    overlay: Arc<dyn BlockDevice>,
+}
+
+impl Opened {
+    /// As the writer of packages wants it.
+    pub(super) fn for_package(&self) -> ova::Source {
+        ova::Source { layer: Arc::clone(&self.layer), disk: Some(Arc::clone(&self.overlay)) }
+    }
+}
+
+/// Everything that does not change while the stages go by.
+pub(super) struct Context<'a> {
+    pub(super) args: &'a Args,
+    pub(super) app: &'a App,
+    pub(super) reporter: &'a Reporter<'a>,
+    format: Format,
+    bus: Bus,
+    backend: Backend,
+}
+
+/// Converts, or plans. What is known when it fails is in the report.
+pub(super) fn convert(args: &Args, app: &App, reporter: &Reporter<'_>, report: &mut Report) -> Outcome<()> {
+    let context = Context {
+        args,
+        app,
+        reporter,
+        format: output_format(args)?,
+        bus: bus(&args.bus)?,
+        backend: Backend::parse(args)?,
+    };
+    describe::check(&args.target)?;
+    context.go(report)
+}
+
+fn output_format(args: &Args) -> Outcome<Format> {
+    match args.output_format.as_str() {
+        "qcow2" => Ok(Format::Qcow2),
+        "raw" if args.compress => Err(Failure::usage("a raw disk cannot be compressed")),
+        "raw" => Ok(Format::Raw),
+        other => Err(Failure::usage(format!("--output-format expects 'qcow2' or 'raw' not '{other}'"))),
+    }
+}
+
+fn bus(name: &str) -> Outcome<Bus> {
+    match name {
+        "virtio" => Ok(Bus::Virtio),
+        "virtio-scsi" => Ok(Bus::VirtioScsi),
+        "sata" => Ok(Bus::Sata),
+        other => {
+            Err(Failure::usage(format!("--bus expects 'virtio', 'virtio-scsi' or 'sata' not '{other}'")))
+        }
+    }
+}
+
+/// Runs a stage and notes what it took.
+fn timed<T>(
+    report: &mut Report,
+    name: &'static str,
+    stage: impl FnOnce(&mut Report) -> Outcome<T>,
+) -> Outcome<T> {
+    let started = Instant::now();
+    let result = stage(report);
+    report.timings.push((name, started.elapsed()));
+    result
+}
+
+impl Context<'_> {
+    fn go(&self, report: &mut Report) -> Outcome<()> {
+        report.guest = timed(report, "description", |_| self.read())?;
+        report.guest.name = file_name(&report.guest.name);
+        if !self.args.no_verify {
+            timed(report, "digests", |report| self.verify(report))?;
+        }
+        // Before anything is looked at that takes long.
+        let mut place = match &self.args.output_dir {
+            Some(directory) if !self.args.plan => {
+                Some(place::Place::new(directory, &report.guest.name, self.args.overwrite)?)
+            }
+            _ => None,
+        };
+        let opened = timed(report, "opening", |report| self.open(place.as_ref(), report))?;
+        let devices = || opened.iter().map(|disk| Arc::clone(&disk.overlay)).collect::<Vec<_>>();
+        let disks = timed(report, "inspection", |report| self.inspect(devices(), report))?;
+        report.firmware = Some(firmware(report));
+        report.bus = Some(self.bus);
+        report.plan = timed(report, "plan", |report| self.plan(&disks, report))?;
+        report.stage = Stage::Planned;
+        self.check_cancelled()?;
+        let Some(place) = &mut place else { return Ok(()) };
+        if !report.plan.changes.is_empty() {
+            timed(report, "changes", |report| self.change(&disks, report))?;
+            drop(disks);
+            timed(report, "verification", |report| self.verify_changes(devices(), report))?;
+        }
+        if describe::wants_disks(&self.args.target) {
+            timed(report, "copy", |report| self.copy(&opened, place, report))?;
+        }
+        timed(report, "descriptions", |report| describe::write(self, &opened, place, report))?;
+        report.stage = Stage::Converted;
+        self.publish(place, report)?;
+        if self.args.bootcheck {
+            timed(report, "boot test", |report| self.boot(place, report))?;
+            write_reports(place, report)?;
+        }
+        Ok(())
+    }
+
+    fn check_cancelled(&self) -> Outcome<()> {
+        if self.reporter.cancelled() {
+            return Err(Error::new(ErrorKind::Cancelled, "interrupted").into());
+        }
+        Ok(())
+    }
+
+    /// What the source says about the machine.
+    fn read(&self) -> Outcome<Guest> {
+        let args = self.args;
+        let firmware = match args.firmware.as_deref() {
+            None | Some("auto") => None,
+            Some("bios") => Some(FirmwareKind::Bios),
+            Some("uefi") => Some(FirmwareKind::Uefi),
+            Some(other) => {
+                return Err(Failure::usage(format!(
+                    "--firmware expects 'bios', 'uefi' or 'auto' not '{other}'"
+                )));
+            }
+        };
+        let Some((first, further)) = args.sources.split_first() else {
+            return Err(Failure::usage("no source"));
+        };
+        let options = SourceOptions {
+            name: args.name.clone(),
+            memory_bytes: args.memory.as_deref().map(block::size::parse).transpose()?,
+            cpus: args.cpus,
+            firmware,
+            nics: args.nic.iter().map(|text| source::parse_nic(text)).collect::<block::Result<Vec<Nic>>>()?,
+            disks: further.to_vec(),
+            system: args.system.clone(),
+            policy: self.app.policy(),
+            ..SourceOptions::default()
+        };
+        let mut guest = source::read(first, &options)?;
+        if let Some(format) = &args.format {
+            for disk in &mut guest.disks {
+                if let DiskImage::Name { format: own @ None, .. } = &mut disk.image {
+                    *own = Some(format.clone());
+                }
+            }
+        }
+        if guest.disks.is_empty() {
+            return Err(Error::invalid("the machine has no hard disk").into());
+        }
+        Ok(guest)
+    }
+
+    /// The files of an OVF package are what its manifest says.
+    fn verify(&self, report: &mut Report) -> Outcome<()> {
+        let Some(source) = self.args.sources.first() else { return Ok(()) };
+        if let Some(manifest) = source::Manifest::find(source)? {
+            let (total, mut done) = (manifest.total_bytes()?, 0);
+            let verified = manifest.verify(&mut |bytes| {
+                done += bytes;
+                self.reporter.update(done, total);
+                !self.reporter.cancelled()
+            });
+            self.reporter.finish();
+            let verified = verified?;
+            report.warnings.extend(verified.notes);
+        }
+        Ok(())
+    }
+
+    /// Opens the disks for reading, and puts overlays over them.
+    fn open(&self, place: Option<&place::Place>, report: &mut Report) -> Outcome<Vec<Opened>> {
+        let scratch = place.map_or_else(std::env::temp_dir, |place| place.scratch().to_path_buf());
+        let options = OpenOptions {
+            force_share: self.args.source.force_share,
+            share: Share::NoWriters,
+            policy: self.app.policy(),
+            secrets: self.args.source.objects.secrets()?,
+            keep_access_time: true,
+            ..OpenOptions::default()
+        };
+        let mut opened = vec![];
+        for (disk, found) in report.guest.disks.iter().zip(source::open_disks(&report.guest, &options)?) {
+            report.warnings.extend(found.notes);
+            report.disks.push(ReportedDisk {
+                id: disk.id.clone(),
+                chain: found.chain,
+                source_format: found.format.name().to_owned(),
+                size_bytes: found.size,
+                output_format: self.format.name().to_owned(),
+                ..ReportedDisk::default()
+            });
+            let overlay = scratch::in_file(found.device, &scratch, MOST_CHANGES)?;
+            opened.push(Opened { layer: found.layer, overlay });
+        }
+        Ok(opened)
+    }
+
+    fn inspect(&self, devices: Vec<Arc<dyn BlockDevice>>, report: &mut Report) -> Outcome<Disks> {
+        let disks = Disks::open_all(devices)?;
+        report.inspection = inspect_with(&disks, &names(&report.guest))?;
+        Ok(disks)
+    }
+
+    fn plan(&self, disks: &Disks, report: &mut Report) -> Outcome<Plan> {
+        if self.args.no_changes {
+            return Ok(Plan::default());
+        }
+        self.refuse_obstacles(&report.inspection)?;
+        Ok(plan::make(disks, &report.guest, &report.inspection, &self.plan_options())?)
+    }
+
+    fn plan_options(&self) -> PlanOptions {
+        PlanOptions {
+            bus: match self.bus {
+                Bus::VirtioScsi => TargetBus::VirtioScsi,
+                Bus::Sata => TargetBus::Sata,
+                _ => TargetBus::VirtioBlk,
+            },
+            keep_tools: self.args.keep_tools,
+            no_nic_names: self.args.no_nic_names,
+            autorelabel: self.args.autorelabel,
+            serial_console: self.args.serial_console,
+        }
+    }
+
+    /// What is in the way of booting is told before anything is written.
+    fn refuse_obstacles(&self, inspection: &Inspection) -> Outcome<()> {
+        let fatal =
+            inspection.systems.iter().flat_map(|system| &system.obstacles).find(|obstacle| obstacle.fatal);
+        let error = match fatal {
+            _ if self.args.force || self.args.plan => return Ok(()),
+            None if inspection.systems.is_empty() => {
+                Error::new(ErrorKind::NotFound, "no operating system was found on the disks")
+                    .hint("convert the disks without changes: --no-changes")
+            }
+            None => return Ok(()),
+            Some(obstacle) => {
+                let error = Error::unsupported(obstacle.message.clone());
+                if obstacle.hint.is_empty() { error } else { error.hint(obstacle.hint.clone()) }
+            }
+        };
+        Err(error.hint("or convert in spite of it: --force").into())
+    }
+
+    /// Makes the changes, on the overlays.
+    fn change(&self, disks: &Disks, report: &mut Report) -> Outcome<()> {
+        let names = names(&report.guest);
+        let known = (&report.inspection, &names);
+        let mut writers = Writers::new(disks, &report.plan, known, self.backend, &self.args.engine, self.app);
+        let applied = apply::apply(&report.plan, &mut |volume| writers.open(volume), &mut ())?;
+        writers.finish()?;
+        for volume in applied.volumes {
+            let location = disks.volumes().get(volume.volume).map(|found| found.location.to_string());
+            let location = location.unwrap_or_default();
+            report.warnings.extend(volume.notes.iter().map(|note| format!("{location}: {note}")));
+        }
+        Ok(())
+    }
+
+    /// Looks at the changed guest with fresh eyes: nothing is left to be changed.
+    fn verify_changes(&self, devices: Vec<Arc<dyn BlockDevice>>, report: &mut Report) -> Outcome<()> {
+        let disks = Disks::open_all(devices)?;
+        let inspection = inspect_with(&disks, &names(&report.guest))?;
+        let left = plan::make(&disks, &report.guest, &inspection, &self.plan_options())?;
+        if let Some(change) = left.changes.first() {
+            let message = format!(
+                "the guest was changed, but not as planned: '{}' would have to be changed again ({})",
+                change.guest_path.display(),
+                change.reason
+            );
+            return Err(Error::new(ErrorKind::Corrupt, message).into());
+        }
+        Ok(())
+    }
+
+    /// The one copy.
+    fn copy(&self, opened: &[Opened], place: &mut place::Place, report: &mut Report) -> Outcome<()> {
+        check_space(opened, place, self.args)?;
+        for (index, disk) in opened.iter().enumerate() {
+            let name = format!("{}-{}.{}", report.guest.name, letters(index), self.format.name());
+            let (now, end) = place.file(&name)?;
+            let options = self.create_options();
+            let copied = self
+                .copy_disk(disk, &now, self.format, options, self.args.compress)
+                .context(|| report.disks[index].id.clone())?;
+            report.disks[index].output = end.display().to_string();
+            report.disks[index].copied_bytes = copied.tally.copied.saturating_add(copied.tally.shared);
+        }
+        Ok(())
+    }
+
+    /// Copies one disk to a new file.
+    pub(super) fn copy_disk(
+        &self,
+        disk: &Opened,
+        path: &Path,
+        format: Format,
+        options: Vec<(String, String)>,
+        compress: bool,
+    ) -> block::Result<ConvertReport> {
+        let create = CreateRequest { options, ..CreateRequest::new(path.to_string_lossy(), format) };
+        let request = ConvertRequest {
+            disk: Some(Arc::clone(&disk.overlay)),
+            compress,
+            cache: block::file::CacheMode::Writeback,
+            ..ConvertRequest::new(vec![Arc::clone(&disk.layer)], Target::Create(create))
+        };
+        let copied = copy(&request, self.reporter);
+        self.reporter.finish();
+        copied
+    }
+
+    fn create_options(&self) -> Vec<(String, String)> {
+        match self.args.preallocation.as_str() {
+            "off" => vec![],
+            mode => vec![("preallocation".to_owned(), mode.to_owned())],
+        }
+    }
+
+    /// Everything gets its name, with a report that says so.
+    fn publish(&self, place: &mut place::Place, report: &mut Report) -> Outcome<()> {
+        self.check_cancelled()?;
+        let names =
+            [format!("{}-report.json", report.guest.name), format!("{}-report.html", report.guest.name)];
+        for name in &names {
+            report.files.push(place.directory().join(name).display().to_string());
+        }
+        place.write(&names[0], json_of(report).as_bytes(), false)?;
+        place.write(&names[1], report.html().as_bytes(), false)?;
+        Ok(place.publish()?)
+    }
+
+    fn boot(&self, place: &place::Place, report: &mut Report) -> Outcome<()> {
+        let console = place.directory().join(format!("{}-console.log", report.guest.name));
+        let test = boot::Test {
+            disks: report
+                .disks
+                .iter()
+                .map(|disk| (PathBuf::from(&disk.output), disk.output_format.as_str()))
+                .collect(),
+            firmware: report.firmware.filter(|_| !self.args.direct_kernel),
+            memory_bytes: report.guest.memory_bytes.unwrap_or(TEST_MEMORY),
+            engine: &self.args.engine,
+            timeout: self.args.timeout,
+            console: &console,
+        };
+        let tested = test.run(&self.reporter.signal())?;
+        report.files.push(console.display().to_string());
+        report.boot = Some(tested);
+        Ok(())
+    }
+}
+
+fn json_of(report: &Report) -> String {
+    format!("{}\n", image::json::pretty(&report.document()))
+}
+
+/// The reports as they are now, in place of those that are there.
+fn write_reports(place: &place::Place, report: &Report) -> Outcome<()> {
+    let file = |ending: &str| place.directory().join(format!("{}-report.{ending}", report.guest.name));
+    place::replace_file(&file("json"), json_of(report).as_bytes())?;
+    Ok(place::replace_file(&file("html"), report.html().as_bytes())?)
+}
+
+/// BIOS or UEFI: what the source says, or else what the disks are made for.
+fn firmware(report: &mut Report) -> FirmwareKind {
+    let fits = &report.inspection.firmware;
+    match report.guest.firmware.kind {
+        Some(kind) if fits.is_empty() || fits.contains(&kind) => kind,
+        Some(kind) => {
+            let warning = format!(
+                "the machine is to start by {}, but its disks are not made for that: {}",
+                kind.name().to_uppercase(),
+                report.inspection.firmware_reasons.join("; ")
+            );
+            report.warnings.push(warning);
+            kind
+        }
+        None => fits.first().copied().unwrap_or(FirmwareKind::Bios),
+    }
+}
+
+/// Refuses early what cannot fit.
+fn check_space(opened: &[Opened], place: &place::Place, args: &Args) -> Outcome<()> {
+    let mut needed = MARGIN;
+    for disk in opened {
+        let device = &*disk.overlay;
+        for extent in block::extent::extents(device, 0, device.size()) {
+            let extent = extent?;
+            if matches!(extent.stored, block::Stored::Data | block::Stored::Compressed) {
+                needed = needed.saturating_add(extent.len);
+            }
+        }
+    }
+    let Ok(stat) = nix::sys::statvfs::statvfs(place.directory()) else { return Ok(()) };
+    let free = stat.fragment_size().saturating_mul(stat.blocks_available());
+    if needed <= free || args.compress || args.force {
+        return Ok(());
+    }
+    let human = block::size::human;
+    let message = format!(
+        "the disks hold up to {}, but only {} are free in '{}'",
+        human(needed),
+        human(free),
+        place.directory().display()
+    );
+    Err(Error::new(ErrorKind::NoSpace, message)
+        .hint("choose another --output-dir, or try in spite of it: --force")
+        .into())
+}
+
+/// What the source calls its disks.
+fn names(guest: &Guest) -> DiskNames {
+    DiskNames { names: guest.disks.iter().map(|disk| disk.guest_name.clone()).collect() }
+}
+
+/// `sda`, `sdb`, as virt-v2v names the disks of a machine.
+fn letters(index: usize) -> String {
+    let mut name = vec![];
+    let mut rest = index + 1;
+    while rest > 0 {
+        rest -= 1;
+        name.insert(0, char::from(b'a' + u8::try_from(rest % 26).unwrap_or(0)));
+        rest /= 26;
+    }
+    format!("sd{}", name.into_iter().collect::<String>())
+}
+
+/// A machine's name as the beginning of names of files: nothing that leads elsewhere, nothing hidden.
+fn file_name(name: &str) -> String {
+    let clean: String =
+        name.chars().map(|letter| if letter == '/' || letter.is_control() { '_' } else { letter }).collect();
+    let clean = clean.trim().trim_start_matches('.');
+    let mut end = clean.len().min(200);
+    while !clean.is_char_boundary(end) {
+        end -= 1;
+    }
+    if end == 0 { "guest".to_owned() } else { clean[..end].to_owned() }
+}
+
+/// Which system of several the machine starts is known by its kind only.
+pub(super) fn main_system(inspection: &Inspection) -> Option<&v2v::inspect::System> {
+    let systems = &inspection.systems;
+    systems.iter().find(|system| system.kind != SystemKind::Other).or_else(|| systems.first())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_disks_and_files() {
+        assert_eq!(
+            [letters(0), letters(25), letters(26), letters(701), letters(702)],
+            ["sda", "sdz", "sdaa", "sdzz", "sdaaa"]
+        );
+        assert_eq!(file_name("../../etc/x\n"), "_.._etc_x_");
+        assert_eq!(file_name(""), "guest");
+        assert_eq!(file_name(&"ä".repeat(300)).len(), 200);
+        assert_eq!(file_name("Web Server (1)"), "Web Server (1)");
+    }
+}
