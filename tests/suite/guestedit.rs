@@ -500,3 +500,65 @@ fn ext_that_is_refused() {
     assert!(error.to_string().contains("upper and lower case"), "{error:?}");
     fs.create(Path::new("/x"), b"", &Attributes::default()).unwrap();
 }
+
+/// Links in parents are followed within the file system, a link at the end is not; what makes no sense is `Usage`.
+#[test]
+fn paths_and_refusals_of_operations() {
+    use block::ErrorKind::{NotFound, Usage};
+    requires!(tool("mke2fs"));
+    let dir = Dir::new();
+    mke2fs(&dir, "-t ext4", "16M");
+    let mut fs = edit::open(&dir.file("disk"));
+    let like = Attributes::mode(0o644);
+    let path = |text: &'static str| Path::new(text);
+    fs.mkdir(path("/usr"), &Attributes::mode(0o755)).unwrap();
+    fs.mkdir(path("/usr/lib"), &Attributes::mode(0o755)).unwrap();
+    for (name, target) in
+        [("/lib", "usr/lib"), ("/abs", "/usr/lib"), ("/out", "../../../usr"), ("/loop", "loop")]
+    {
+        fs.symlink(path(name), path(target), &like).unwrap();
+    }
+    fs.create(path("/lib/one"), b"1", &like).unwrap();
+    fs.create(path("/abs/two"), b"2", &like).unwrap();
+    fs.create(path("/out/lib/../lib/three"), b"3", &like).unwrap();
+    let mut names: Vec<_> = fs.list(path("/usr/lib")).unwrap().into_iter().map(|entry| entry.name).collect();
+    names.sort();
+    assert_eq!(names, ["one", "three", "two"]);
+    assert_eq!(fs.stat(path("/lib")).unwrap().unwrap().kind, guestedit::FileKind::Symlink);
+    assert_eq!(fs.stat(path("/lib/one/x")).unwrap(), None);
+    assert_eq!(fs.stat(path("/")).unwrap().unwrap().kind, guestedit::FileKind::Directory);
+    let long = format!("/{}", "x".repeat(256));
+    for (result, kind) in [
+        (fs.replace(path("/lib"), b""), Usage),
+        (fs.replace(path("/usr"), b""), Usage),
+        (fs.replace(path("/none"), b""), NotFound),
+        (fs.create(path("/none/x"), b"", &like), NotFound),
+        (fs.create(path("/lib/one/x"), b"", &like), NotFound),
+        (fs.create(path("/lib/one"), b"", &like), Usage),
+        (fs.create(path("/lib"), b"", &like), Usage),
+        (fs.create(Path::new(&long), b"", &like), Usage),
+        (fs.mkdir(path("/usr"), &like), Usage),
+        (fs.mkdir(path("/"), &like), Usage),
+        (fs.symlink(path("/empty"), path(""), &like), Usage),
+        (fs.remove(path("/usr")), Usage),
+        (fs.remove(path("/")), Usage),
+        (fs.remove(path("/none")), NotFound),
+        (fs.list(path("/lib")).map(drop), Usage),
+        (fs.read(path("/lib"), 10).map(drop), Usage),
+        (fs.read_link(path("/usr")).map(drop), Usage),
+        (fs.xattr(path("/usr"), "nonsense").map(drop), Usage),
+    ] {
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), kind, "{error:?}");
+    }
+    fs.create(path("/loop/x"), b"", &like).unwrap_err();
+    fs.remove(path("/lib")).unwrap();
+    assert_eq!(fs.read(path("/usr/lib/one"), 10).unwrap(), b"1");
+    fs.remove(path("/usr/lib/one")).unwrap();
+    fs.sync().unwrap();
+    edit::e2fsck(&dir, "disk", &"paths");
+    // What is not synced has not happened.
+    fs.remove(path("/usr/lib/two")).unwrap();
+    drop(fs);
+    assert!(edit::open(&dir.file("disk")).stat(path("/usr/lib/two")).unwrap().is_some());
+}

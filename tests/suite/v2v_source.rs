@@ -304,17 +304,19 @@ fn disks_alone_and_what_the_command_line_says() {
         disks: vec![name(&dir, "d.raw"), format!("{}:d.raw", name(&dir, "t.tar")), name(&dir, "d.vmdk.gz")],
         ..SourceOptions::default()
     };
-    let mut machine = read(&name(&dir, "d.qcow2"), &options).unwrap();
+    let machine = read(&name(&dir, "d.qcow2"), &options).unwrap();
     assert_eq!((machine.name.as_str(), machine.cpus.count, machine.nics.len()), ("named", Some(4), 1));
     let names: Vec<_> = machine.disks.iter().map(|disk| disk.guest_name.as_deref().unwrap()).collect();
     assert_eq!(names, ["sda", "sdb", "sdc", "sdd"]);
-    // A gzipped disk is found out to be one where it is the source itself.
-    machine.disks.pop();
-    machine.disks.extend(guest(&dir, "d.vmdk.gz").disks);
     for disk in opened(&machine) {
         assert!(contents(&disk) == data);
     }
     assert_eq!(guest(&dir, "d.qcow2").name, "d");
+    assert!(contents(&opened(&guest(&dir, "d.vmdk.gz"))[0]) == data);
+    dir.write("m.vmx", vmx(&[("scsi0:0", "d.raw")]).as_bytes());
+    let two = SourceOptions { disks: vec![name(&dir, "m.vmx")], ..SourceOptions::default() };
+    let error = read(&name(&dir, "d.qcow2"), &two).unwrap_err();
+    assert!(error.to_string().contains("is a machine (VMX)"), "{error}");
     let uri = read("nbd://server:10809/export", &SourceOptions::default()).unwrap();
     assert_eq!((uri.name.as_str(), uri.disks[0].id.as_str()), ("export", "nbd://server:10809/export"));
 }

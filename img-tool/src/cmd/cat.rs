@@ -18,7 +18,7 @@ Examples:
 pub(crate) struct Args {
     #[command(flatten)]
     guest: GuestArgs,
-    /// The image
+    /// The image, or the description of the machine (VMX, OVF, OVA, libvirt XML, xl.cfg, .vbox)
     filename: String,
     /// The files
     #[arg(required = true, value_name = "PATH")]
@@ -29,9 +29,9 @@ pub(crate) struct Args {
 const PIECE: usize = 1 << 20;
 
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
-    let devices = args.guest.open(&args.filename, app)?;
+    let opened = args.guest.open(&args.filename, app)?;
     app.confine(&[]);
-    let trees = args.guest.trees(devices)?;
+    let trees = args.guest.trees(opened)?;
     let mut exit = Exit::OK;
     for path in &args.paths {
         let found = trees.find(path);

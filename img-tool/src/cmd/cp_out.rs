@@ -39,7 +39,7 @@ pub(crate) struct Args {
     guest: GuestArgs,
     #[command(flatten)]
     progress: ProgressArgs,
-    /// The image
+    /// The image, or the description of the machine (VMX, OVF, OVA, libvirt XML, xl.cfg, .vbox)
     filename: String,
     /// What is to be copied
     #[arg(required = true, value_name = "PATH")]
@@ -56,11 +56,11 @@ const PIECE: usize = 1 << 20;
 const HOLE: usize = 64 << 10;
 
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
-    let devices = args.guest.open(&args.filename, app)?;
+    let opened = args.guest.open(&args.filename, app)?;
     let target = Folder::open(&args.directory)?;
     let reporter = Reporter::new(&args.progress, false, app)?;
     app.confine_to_unpacking(&args.directory);
-    let trees = args.guest.trees(devices)?;
+    let trees = args.guest.trees(opened)?;
     let mut copier = Copier { reporter: &reporter, done: 0, total: 0, left_out: 0, above: vec![] };
     let mut found = vec![];
     for path in &args.paths {

@@ -8,6 +8,7 @@ use guestdisk::Disks;
 use image::OpenOptions;
 use v2v::inspect::trees;
 use v2v::names::DiskNames;
+use v2v::source::{self, Kind, SourceOptions};
 use v2v::view::GuestView;
 
 use crate::app::App;
@@ -31,55 +32,91 @@ pub(crate) struct GuestArgs {
     source: SourceArgs,
 }
 
-/// Opens the disks of one guest, for reading only and without a trace. `formats`: one for all disks, or one for each.
-pub(crate) fn open(
-    names: &[String],
-    formats: &[String],
-    source: &SourceArgs,
-    app: &App,
-) -> Outcome<Vec<Arc<dyn BlockDevice>>> {
+/// The disks of a guest, open for reading.
+#[derive(Debug, Default)]
+pub(crate) struct Opened {
+    /// In the guest's order.
+    pub(crate) devices: Vec<Arc<dyn BlockDevice>>,
+    /// What the guest calls them, where a description says it.
+    pub(crate) names: DiskNames,
+}
+
+/// Opens the disks of one guest, for reading only and without a trace. A single name may be that of a machine's
+/// description (VMX, OVF, OVA, ...). `formats`: one for all disks, or one for each.
+pub(crate) fn open(names: &[String], formats: &[String], source: &SourceArgs, app: &App) -> Outcome<Opened> {
     if formats.len() > 1 && formats.len() != names.len() {
         return Err(Failure::usage(format!("{} formats for {} images", formats.len(), names.len())));
     }
-    let open = |(index, name): (usize, &String)| {
+    if let ([name], []) = (names, formats)
+        && !source.image_opts
+        && let Some(opened) = described(name, source, app)?
+    {
+        return Ok(opened);
+    }
+    let open = |(index, name): (usize, &String)| -> Outcome<Arc<dyn BlockDevice>> {
         let format = if formats.len() > 1 { formats.get(index) } else { formats.first() };
         let found = source.source(name, format.map(String::as_str))?;
-        let options = OpenOptions {
-            format: found.format,
-            force_share: source.force_share,
-            policy: app.policy(),
-            secrets: source.objects.secrets()?,
-            keep_access_time: true,
-            ..OpenOptions::default()
-        };
+        let options = OpenOptions { format: found.format, ..options(source, app)? };
         Ok(app.open(&found.spec, &options)?.device())
     };
-    names.iter().enumerate().map(open).collect()
+    let devices = names.iter().enumerate().map(open).collect::<Outcome<_>>()?;
+    Ok(Opened { devices, names: DiskNames::default() })
+}
+
+fn options(source: &SourceArgs, app: &App) -> Outcome<OpenOptions> {
+    Ok(OpenOptions {
+        force_share: source.force_share,
+        policy: app.policy(),
+        secrets: source.objects.secrets()?,
+        keep_access_time: true,
+        ..OpenOptions::default()
+    })
+}
+
+/// The disks of a machine that a description names. `None`: it is no description.
+fn described(name: &str, source: &SourceArgs, app: &App) -> Outcome<Option<Opened>> {
+    // What cannot be told here is told when it is opened as an image.
+    match source::detect(name) {
+        Ok(Kind::Disk) | Err(_) => return Ok(None),
+        Ok(_) => {}
+    }
+    let machine = source::read(name, &SourceOptions { policy: app.policy(), ..SourceOptions::default() })?;
+    for note in &machine.notes {
+        app.tell(note);
+    }
+    let mut opened = Opened::default();
+    for disk in source::open_disks(&machine, &options(source, app)?)? {
+        app.announce(&disk.layer, false);
+        opened.devices.push(disk.device);
+    }
+    opened.names.names = machine.disks.iter().map(|disk| disk.guest_name.clone()).collect();
+    Ok(Some(opened))
 }
 
 impl GuestArgs {
     /// Opens the image and the further disks.
-    pub(crate) fn open(&self, filename: &str, app: &App) -> Outcome<Vec<Arc<dyn BlockDevice>>> {
-        let mut devices = open(&[filename.to_owned()], self.format.as_slice(), &self.source, app)?;
-        devices.extend(open(&self.disk, &[], &self.source, app)?);
-        Ok(devices)
+    pub(crate) fn open(&self, filename: &str, app: &App) -> Outcome<Opened> {
+        let mut opened = open(&[filename.to_owned()], self.format.as_slice(), &self.source, app)?;
+        for further in &self.disk {
+            opened.devices.extend(open(std::slice::from_ref(further), &[], &self.source, app)?.devices);
+        }
+        Ok(opened)
     }
 
     /// The trees that paths lie in.
-    pub(crate) fn trees(&self, devices: Vec<Arc<dyn BlockDevice>>) -> Outcome<Trees> {
-        let disks = Disks::open_all(devices)?;
+    pub(crate) fn trees(&self, opened: Opened) -> Outcome<Trees> {
+        let (disks, names) = (Disks::open_all(opened.devices)?, opened.names);
         let main = match &self.volume {
-            Some(name) => Some(volume_view(&disks, volume_of(&disks, name)?)),
-            None => system_view(&disks),
+            Some(name) => Some(volume_view(&disks, volume_of(&disks, &names, name)?)),
+            None => system_view(&disks, &names),
         };
-        Ok(Trees { disks, main })
+        Ok(Trees { disks, names, main })
     }
 }
 
-fn system_view(disks: &Disks) -> Option<GuestView> {
-    let names = DiskNames::default();
-    let system = trees(disks, &names).into_iter().next()?;
-    Some(GuestView::with_names(disks, &system, &names).without_limit())
+fn system_view(disks: &Disks, names: &DiskNames) -> Option<GuestView> {
+    let system = trees(disks, names).into_iter().next()?;
+    Some(GuestView::with_names(disks, &system, names).without_limit())
 }
 
 fn volume_view(disks: &Disks, volume: usize) -> GuestView {
@@ -87,10 +124,10 @@ fn volume_view(disks: &Disks, volume: usize) -> GuestView {
 }
 
 /// The volume that a person means.
-fn volume_of(disks: &Disks, name: &str) -> block::Result<usize> {
+fn volume_of(disks: &Disks, names: &DiskNames, name: &str) -> block::Result<usize> {
     let by_number = || name.parse::<usize>().ok().filter(|index| *index < disks.volumes().len());
     let by_place = || disks.volumes().iter().position(|volume| volume.location.to_string() == name);
-    let found = by_number().or_else(by_place).or_else(|| DiskNames::default().find(disks, name));
+    let found = by_number().or_else(by_place).or_else(|| names.find(disks, name));
     found.ok_or_else(|| {
         let error = Error::new(ErrorKind::NotFound, format!("no volume of this guest is '{name}'"));
         error.hint(list_of_volumes(disks))
@@ -109,6 +146,7 @@ fn list_of_volumes(disks: &Disks) -> String {
 /// The files of a guest: the tree of its system, or that of a volume.
 pub(crate) struct Trees {
     disks: Disks,
+    names: DiskNames,
     main: Option<GuestView>,
 }
 
@@ -116,7 +154,7 @@ impl Trees {
     /// The tree and the path in it that `VOLUME:PATH` or `PATH` means. Volumes are looked at when they are asked for.
     pub(crate) fn find(&self, name: &str) -> block::Result<(View<'_>, PathBuf)> {
         let prefix = name.match_indices(":/").find_map(|(at, _)| {
-            let volume = volume_of(&self.disks, &name[..at]).ok()?;
+            let volume = volume_of(&self.disks, &self.names, &name[..at]).ok()?;
             Some((volume, PathBuf::from(&name[at + 1..])))
         });
         if let Some((volume, path)) = prefix {

@@ -2,7 +2,7 @@
 
 use guestdisk::Disks;
 use image::json;
-use v2v::inspect::{document, inspect, to_text};
+use v2v::inspect::{document, inspect_with, to_text};
 
 use crate::app::App;
 use crate::cli::{OutputFormat, SourceArgs};
@@ -21,6 +21,7 @@ Exit codes:
 Examples:
   vimg inspect disk.vmdk
   vimg inspect --output=json system.qcow2 data.qcow2
+  vimg inspect guest.vmx
   vimg inspect 'guest.ova:disk1.vmdk'")]
 pub(crate) struct Args {
     /// Format of the images: one for all, or one for each (default: found out from their contents)
@@ -31,17 +32,17 @@ pub(crate) struct Args {
     output: Option<String>,
     #[command(flatten)]
     source: SourceArgs,
-    /// The disks of one guest, in its order
+    /// The disks of one guest, in its order; or its description (VMX, OVF, OVA, libvirt XML, xl.cfg, .vbox)
     #[arg(required = true, value_name = "FILENAME")]
     filenames: Vec<String>,
 }
 
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     let output = OutputFormat::parse(args.output.as_deref(), "inspect", app)?;
-    let devices = super::guest::open(&args.filenames, &args.format, &args.source, app)?;
+    let opened = super::guest::open(&args.filenames, &args.format, &args.source, app)?;
     app.confine(&[]);
-    let disks = Disks::open_all(devices)?;
-    let found = inspect(&disks)?;
+    let disks = Disks::open_all(opened.devices)?;
+    let found = inspect_with(&disks, &opened.names)?;
     let text = match output {
         OutputFormat::Json => json::pretty(&document(&disks, &found)) + "\n",
         OutputFormat::Human => to_text(&disks, &found),

@@ -39,7 +39,7 @@ pub(crate) struct Args {
     /// human or json
     #[arg(long, value_name = "FORMAT")]
     output: Option<String>,
-    /// The image
+    /// The image, or the description of the machine (VMX, OVF, OVA, libvirt XML, xl.cfg, .vbox)
     filename: String,
     /// The folder or file
     #[arg(default_value = "/", value_name = "PATH")]
@@ -58,9 +58,9 @@ struct Item {
 
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     let output = OutputFormat::parse(args.output.as_deref(), "ls", app)?;
-    let devices = args.guest.open(&args.filename, app)?;
+    let opened = args.guest.open(&args.filename, app)?;
     app.confine(&[]);
-    let trees = args.guest.trees(devices)?;
+    let trees = args.guest.trees(opened)?;
     let (view, path) = trees.find(&args.path)?;
     let mut lister = Lister {
         view: &view,

@@ -81,7 +81,8 @@ fn large_descriptions_are_refused_at_once() {
     assert!(error.to_string().contains("longer than"), "{error}");
     let deep = format!("<domain>{}</domain>", "<a>".repeat(200_000) + &"</a>".repeat(200_000));
     dir.write("deep.xml", deep.as_bytes());
-    read(&name(&dir, "deep.xml"), &SourceOptions::default()).unwrap();
+    let error = read(&name(&dir, "deep.xml"), &SourceOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("nested"), "{error}");
     dir.write("deep.cfg", format!("name = 'x'\ndisk = {}\n", "[".repeat(1 << 20)).as_bytes());
     read(&name(&dir, "deep.cfg"), &SourceOptions::default()).unwrap_err();
     assert!(started.elapsed().as_secs() < 30);

@@ -13,11 +13,13 @@ use roxmltree::Node;
 
 use super::place::Place;
 use super::xml::{self, NodeExt as _};
-use super::{image, names, path_text, text, words};
+use super::{check_drives, image, names, path_text, text, words};
 use crate::guest::{Bus, Disk, FirmwareKind, Guest, Network, Nic, Origin, Removable, RemovableKind};
 
 /// Endings of disks.
 const DISKS: &[&str] = &["vhd", "vhdx", "avhd", "avhdx", "vhds"];
+/// The most devices of a machine.
+const MOST_DEVICES: usize = 256;
 /// The most files of an export.
 const MOST_FILES: usize = 10_000;
 /// How deep an export is searched.
@@ -36,7 +38,7 @@ mod device {
 /// `Invalid`: the configuration is none; `NotFound`: there are no disks; `Usage`: there are several machines; the host's.
 pub(super) fn guest(path: &Path, policy: &Policy) -> Result<Guest> {
     if path.is_file() {
-        return configuration(&text::read_file(path)?, &Place::of_file(path, policy, false)?);
+        return configuration(&text::read_file(path)?, &place_of(path, policy)?);
     }
     let mut files = vec![];
     collect(path, 0, &mut files)?;
@@ -52,13 +54,23 @@ pub(super) fn guest(path: &Path, policy: &Policy) -> Result<Guest> {
     let texts: Vec<_> = texts.iter().filter(is_machine).copied().collect();
     let binaries: Vec<_> = binaries.iter().filter(|file| !in_folder(file, "snapshots")).copied().collect();
     match (texts.as_slice(), binaries.as_slice()) {
-        ([one], []) => configuration(&text::read_file(one)?, &Place::of_file(one, policy, false)?),
+        ([one], []) => configuration(&text::read_file(one)?, &place_of(one, policy)?),
         ([], [one]) => binary(one, &with(DISKS), path, policy),
         ([], []) => disks_only(&with(DISKS), path),
         (texts, binaries) => {
             Err(Error::usage(format!("the export has {} machines", texts.len() + binaries.len()))
                 .hint("give the configuration of one of them (an .xml file), or its disks"))
         }
+    }
+}
+
+/// The place of a configuration is the whole export: its disks lie in a sister of its folder.
+fn place_of<'a>(path: &Path, policy: &'a Policy) -> Result<Place<'a>> {
+    match (in_folder(path, "virtual machines"), path.parent(), path.file_name()) {
+        (true, Some(folder), Some(name)) => {
+            Place::of_file(&super::folder_of(folder).join(name), policy, false)
+        }
+        _ => Place::of_file(path, policy, false),
     }
 }
 
@@ -129,13 +141,17 @@ pub(super) fn configuration(bytes: &[u8], place: &Place<'_>) -> Result<Guest> {
     let mib: Option<u64> = setting(&["memory", "bank", "size"]).and_then(|text| text.parse().ok());
     guest.memory_bytes = mib.and_then(|mib| mib.checked_mul(1 << 20));
     let devices = devices_of(root);
-    for node in root.descendants().filter(|node| node.one("pathname").is_some()) {
+    let drives: Vec<_> =
+        root.descendants().filter(|node| node.is_element() && node.one("pathname").is_some()).collect();
+    check_drives(drives.len())?;
+    for node in drives {
         drive(node, &devices, place, &mut guest)?;
     }
     names::assign(&mut guest.disks);
     guest.nics = root
         .descendants()
         .filter(|node| node.one("MacAddress").is_some())
+        .take(MOST_DEVICES)
         .map(|node| nic(node, &devices))
         .collect();
     Ok(guest)
@@ -150,7 +166,7 @@ fn devices_of(root: Node<'_, '_>) -> Vec<(String, String)> {
     let pair = |node: Node<'_, '_>| {
         Some((node.text_of("instance")?.to_ascii_lowercase(), node.text_of("device")?.to_ascii_lowercase()))
     };
-    entries.filter_map(pair).collect()
+    entries.filter_map(pair).take(MOST_DEVICES).collect()
 }
 
 /// The kind of device that an element belongs to: `_INSTANCE_` is the name of one around it.
@@ -217,7 +233,7 @@ fn binary(vmcx: &Path, files: &[&PathBuf], folder: &Path, policy: &Policy) -> Re
     let bytes = text::read_file(vmcx)?;
     let place = Place::of_file(vmcx, policy, false)?;
     let last = |path: &str| path.rsplit(['\\', '/']).next().unwrap_or(path).to_ascii_lowercase();
-    let named: Vec<String> = wide_texts(&bytes).iter().map(|text| last(text)).collect();
+    let named: BTreeSet<String> = wide_texts(&bytes).iter().map(|text| last(text)).collect();
     let attached: Vec<&PathBuf> = files
         .iter()
         .filter(|file| {

@@ -7,7 +7,7 @@ use roxmltree::Node;
 
 use super::place::Place;
 use super::xml::{self, NodeExt as _};
-use super::{names, text, units, words};
+use super::{check_drives, names, text, units, words};
 use crate::guest::{DirectBoot, Display, FirmwareKind, Guest, Network, Nic, Origin};
 
 /// What a domain says.
@@ -139,6 +139,7 @@ fn firmware(os: Node<'_, '_>, kind: &str, place: &Place<'_>, guest: &mut Guest) 
 
 fn devices(domain: Node<'_, '_>, place: &Place<'_>, guest: &mut Guest) -> Result<()> {
     let Some(devices) = domain.one("devices") else { return Ok(()) };
+    check_drives(devices.all("disk").count())?;
     for node in devices.all("disk") {
         disk::read(node, devices, place, guest)?;
     }

@@ -18,7 +18,7 @@ use super::text;
 /// Bytes that are read at once.
 const STEP: usize = 1 << 20;
 /// The most files in a manifest.
-const MOST_ENTRIES: usize = 100_000;
+const MOST_ENTRIES: usize = 10_000;
 
 /// A digest's algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -78,10 +78,20 @@ pub struct SourceOptions {
 pub fn read(source: &str, options: &SourceOptions) -> Result<Guest> {
     let mut guest = read_kind(&kind::find(source)?, options).context(|| format!("'{source}'"))?;
     for name in &options.disks {
-        disks::add(&mut guest, name);
+        disks::add(&mut guest, &further_disk(name)?);
     }
     overrule(&mut guest, options);
     Ok(guest)
+}
+
+/// The name of a disk beside those of the source.
+fn further_disk(name: &str) -> Result<String> {
+    let found = kind::find(name)?;
+    match found.kind {
+        Kind::Disk => Ok(found.name),
+        kind => Err(Error::usage(format!("'{name}' is a machine ({}), not a further disk", kind.name()))
+            .hint("machines are converted one by one")),
+    }
 }
 
 /// What a name turned out to be.
@@ -147,6 +157,17 @@ fn overrule(guest: &mut Guest, options: &SourceOptions) {
         }
         names::assign(&mut guest.disks);
     }
+}
+
+/// The most disks and drives of a machine; VMware's limit is some 600.
+const MOST_DRIVES: usize = 1024;
+
+/// Refuses machines with more disks and drives than any product has: the work for each of them would add up.
+fn check_drives(count: usize) -> Result<()> {
+    if count > MOST_DRIVES {
+        return Err(Error::invalid(format!("the machine has more than {MOST_DRIVES} disks and drives")));
+    }
+    Ok(())
 }
 
 /// A disk image by its name and format.

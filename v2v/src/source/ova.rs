@@ -12,7 +12,7 @@ use super::{SourceOptions, text};
 use crate::guest::Guest;
 
 /// The most members of an archive.
-const MOST_MEMBERS: usize = 100_000;
+const MOST_MEMBERS: usize = 10_000;
 
 /// A member.
 #[derive(Debug, Clone)]

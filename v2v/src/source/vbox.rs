@@ -14,7 +14,7 @@ use roxmltree::Node;
 use self::media::Media;
 use super::place::Place;
 use super::xml::{self, NodeExt as _};
-use super::{names, text, words};
+use super::{check_drives, names, text, words};
 use crate::guest::{
     Bus, Cpus, Disk, Display, FirmwareKind, Guest, Network, Nic, Origin, Removable, RemovableKind,
 };
@@ -219,6 +219,7 @@ fn storage(root: Node<'_, '_>, machine: Node<'_, '_>, place: &Place<'_>, guest: 
         *number += 1;
         let mut devices: Vec<_> = node.all("AttachedDevice").collect();
         devices.sort_by_key(|device| address(*device));
+        check_drives(guest.disks.len() + guest.removables.len() + devices.len())?;
         for device in devices {
             attached(device, &controller, &media, place, guest)?;
         }

@@ -10,7 +10,7 @@ use block::Result;
 
 use self::syntax::{Config, Value};
 use super::place::Place;
-use super::{names, text, words};
+use super::{check_drives, names, text, words};
 use crate::guest::{Cpus, DirectBoot, Display, FirmwareKind, Guest, Network, Nic, Origin};
 
 /// How a guest runs on Xen.
@@ -44,6 +44,7 @@ pub(super) fn guest(bytes: &[u8], place: &Place<'_>) -> Result<Guest> {
     };
     firmware(&config, kind, place, &mut guest);
     direct_boot(&config, kind, place, &mut guest)?;
+    check_drives(config.list("disk").len())?;
     for text in config.list("disk") {
         disk::read(text, kind == Type::Hvm, place, &mut guest)?;
     }

@@ -69,25 +69,26 @@ fn volumes(text: &mut Text, disks: &Disks) {
         let table = disk.table.as_ref().map_or("no partition table", |table| table.scheme.name());
         text.line(0, &format!("disk {}: {}, {table}", index + 1, size(disk.device.size())));
         let own = disks.volumes().iter().filter(|volume| volume.location.disk() == Some(index));
-        own.for_each(|volume| line_of(text, volume));
+        own.for_each(|volume| line_of(text, disks, volume));
     }
     for group in disks.volume_groups() {
         text.line(0, &format!("volume group {}", group.name));
         let own = disks.volumes().iter().filter(
             |volume| matches!(&volume.location, Location::Logical { group: own, .. } if *own == group.name),
         );
-        own.for_each(|volume| line_of(text, volume));
+        own.for_each(|volume| line_of(text, disks, volume));
     }
 }
 
-fn line_of(text: &mut Text, volume: &guestdisk::Volume) {
+fn line_of(text: &mut Text, disks: &Disks, volume: &guestdisk::Volume) {
     let place = match &volume.location {
-        Location::Whole { .. } => "as a whole".to_owned(),
+        Location::Whole { .. } => "all of the disk".to_owned(),
         Location::Partition { number, .. } => format!("partition {number}"),
         Location::Logical { .. } => volume.location.to_string(),
     };
     let content = volume.content.as_ref().map_or("nothing that is known", |content| content.kind.name());
-    let mut line = format!("{place}: {}, {content}", size(volume.device.size()));
+    let number = disks.volumes().iter().position(|known| std::ptr::eq(known, volume)).unwrap_or_default();
+    let mut line = format!("volume {number}: {place}, {}, {content}", size(volume.device.size()));
     if !volume.label().is_empty() {
         let _ = write!(line, ", label '{}'", volume.label());
     }

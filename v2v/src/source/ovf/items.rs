@@ -12,7 +12,7 @@ use crate::source::xml::NodeExt as _;
 use crate::source::{disks, image, names, units, words};
 
 /// The most devices of a machine.
-const MOST_ITEMS: usize = 4096;
+const MOST_ITEMS: usize = 1024;
 
 /// Numbers of CIM for kinds of resources.
 mod kind {

@@ -9,8 +9,10 @@ use super::sections;
 use crate::source::units;
 use crate::source::xml::NodeExt as _;
 
+/// The longest text that properties are put into, in bytes.
+const MOST_EXPANDED: usize = 4096;
 /// The longest chain of disks.
-const MOST_PARENTS: usize = 255;
+const MOST_PARENTS: usize = 64;
 
 /// A file of the package.
 #[derive(Debug, Clone)]
@@ -142,6 +144,9 @@ impl Package {
             out.push_str(before);
             out.push_str(self.properties.get(name)?);
             rest = after;
+            if out.len() > MOST_EXPANDED {
+                return None;
+            }
         }
         out.push_str(rest);
         Some(out)

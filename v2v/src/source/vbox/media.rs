@@ -16,7 +16,7 @@ use crate::source::{disks, image, words};
 /// The longest chain of disks.
 const MOST_PARENTS: usize = 255;
 /// The most files that are looked at for one that no registry names.
-const MOST_FILES: usize = 2000;
+const MOST_FILES: usize = 500;
 
 /// A medium.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use block::Result;
 use super::dict::Dict;
 use crate::guest::{Bus, Disk, Guest, Network, Nic, Removable, RemovableKind};
 use crate::source::place::Place;
-use crate::source::{image, names, words};
+use crate::source::{check_drives, image, names, words};
 
 /// VMware's controllers, in the order in which its firmware looks for a disk to start from.
 const BUSES: &[(&str, Bus)] =
@@ -75,6 +75,7 @@ fn what(kind: &str, file: &str) -> What {
 /// The disks and CD drives.
 pub(super) fn disks(dict: &Dict, place: &Place<'_>, guest: &mut Guest) -> Result<()> {
     let slots: BTreeSet<Slot> = dict.keys().filter_map(Slot::parse).collect();
+    check_drives(slots.len())?;
     for slot in &slots {
         let name = slot.name();
         let off = dict.is_off(&format!("{name}.present"))
@@ -169,7 +170,7 @@ fn name_nvme(slots: &BTreeSet<Slot>, guest: &mut Guest) {
 fn boot_order(dict: &Dict, guest: &mut Guest) {
     let Some(order) = dict.text("bios.hddorder") else { return };
     let mut next = 1;
-    for name in order.split(',').map(|name| name.trim().to_ascii_lowercase()) {
+    for name in order.split(',').take(256).map(|name| name.trim().to_ascii_lowercase()) {
         let disk = guest.disks.iter_mut().find(|disk| disk.id == name && disk.boot_order.is_none());
         if let Some(disk) = disk {
             disk.boot_order = Some(next);
