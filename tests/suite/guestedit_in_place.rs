@@ -179,3 +179,28 @@ fn btrfs_that_is_refused() {
     let error = fs.replace(Path::new("/packed"), &vec![b'y'; 300_000]).unwrap_err();
     assert!(error.to_string().contains("compressed"), "{error:?}");
 }
+
+/// Version 4, which Linux does not mount any more.
+#[test]
+fn xfs_of_version_4() {
+    requires!(tool("mkfs.xfs"), tool("xfs_repair"));
+    let dir = Dir::new();
+    let mut list = "/none\n0 0\nd--755 0 0\n".to_owned();
+    for size in SIZES {
+        let name = format!("file-{size}");
+        dir.write(&name, &contents(size, 1));
+        list += &format!("{name} ---644 0 0 {}\n", dir.file(&name).display());
+    }
+    dir.write("list", format!("{list}$\n").as_bytes());
+    dir.sparse("disk", 512 << 20);
+    Cmd::new("mkfs.xfs").words("-q -m crc=0 -p list disk").dir(dir.path()).ok();
+    let mut fs = edit::open(&dir.file("disk"));
+    for size in SIZES {
+        let path = format!("/file-{size}");
+        fs.replace(Path::new(&path), &contents(size - 7, 2)).unwrap();
+        assert!(fs.read(Path::new(&path), 1 << 30).unwrap() == contents(size - 7, 2));
+        assert_eq!(fs.stat(Path::new(&path)).unwrap().unwrap().mtime, edit::NOW);
+    }
+    fs.sync().unwrap();
+    Cmd::new("xfs_repair").words("-n disk").dir(dir.path()).ok();
+}
