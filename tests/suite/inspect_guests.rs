@@ -391,3 +391,67 @@ fn a_real_debian() {
     assert!(codes(system).is_empty(), "{:?}", system.obstacles);
     assert!(found.problems.is_empty(), "{:?}", found.problems);
 }
+
+/// The root has little more than links into a /usr of its own, and /var is elsewhere, too.
+#[test]
+fn usr_on_a_volume_of_its_own() {
+    requires!(tools());
+    let dir = Dir::new();
+    let kernel = bzimage("6.1.0 x");
+    let root: &[(&str, &[u8])] = &[
+        ("etc/fstab", b"/dev/sda1 / ext4\n/dev/sda2 /usr ext4\n/dev/sda3 /var ext4\n"),
+        ("boot/vmlinuz-6.1.0", &kernel),
+        ("usr/hidden", b""),
+        ("var/hidden", b""),
+        ("dev/x", b""),
+    ];
+    let usr: &[(&str, &[u8])] = &[
+        ("lib/os-release", b"ID=debian\nVERSION_ID=12\n"),
+        ("lib/modules/6.1.0/modules.builtin", b"kernel/virtio_blk.ko\nkernel/virtio_pci.ko\n"),
+        ("lib/modules/6.1.0/modules.dep", b""),
+        ("bin/sh", &program(62)),
+    ];
+    let var: &[(&str, &[u8])] = &[("lib/dpkg/status", b"")];
+    let parts = [root, usr, var].map(|files| Part { kind: "L", mib: 20, holds: Holds::Ext4(ROOT), files });
+    disk(&dir, "d", "dos", &parts);
+    let image = format!("{}?offset={}", dir.file("d").display(), 1 << 20);
+    let links = "symlink /lib usr/lib\nsymlink /bin usr/bin\nsymlink /etc/os-release ../usr/lib/os-release\n";
+    Cmd::new("debugfs").words("-w -f -").arg(image).stdin(links).ok();
+    let disks = Disks::open(guest::open(&dir.file("d"))).unwrap();
+    let found = inspect(&disks).unwrap();
+    let system = only(&found);
+    assert_eq!((system.root, system.distribution.as_str(), system.packages.as_str()), (0, "debian", "deb"));
+    assert_eq!(system.architecture, "x86_64");
+    let kernel = &system.kernels[0];
+    assert_eq!((kernel.release.as_str(), kernel.entries.len()), ("6.1.0", 0));
+    assert_eq!(kernel.modules.as_deref(), Some(Path::new("/usr/lib/modules/6.1.0")));
+    assert_eq!(place(kernel, "virtio_blk"), DriverPlace::BuiltIn);
+    assert_eq!(codes(system), ["no-boot-loader"]);
+    let view = GuestView::new(&disks, system);
+    let modules = view.locate("/lib/modules/6.1.0/modules.dep").unwrap();
+    assert_eq!((modules.volume, modules.path.to_str()), (1, Some("/lib/modules/6.1.0/modules.dep")));
+}
+
+/// NTFS is not read; that it is Windows is told where Windows starts from the disk, or where there is nothing else.
+#[test]
+fn windows_is_known_by_its_disks() {
+    requires!(tools());
+    let dir = Dir::new();
+    let esp: &[(&str, &[u8])] =
+        &[("EFI/Microsoft/Boot/bootmgfw.efi", b"MZ"), ("EFI/Boot/bootx64.efi", b"MZ")];
+    let parts = [
+        Part { kind: "U", mib: 34, holds: Holds::Vfat("12ab34cd"), files: esp },
+        Part { kind: "EBD0A0A2-B9E5-4433-87C0-68B6B72699C7", mib: 20, holds: Holds::Nothing, files: &[] },
+    ];
+    disk(&dir, "d", "gpt", &parts);
+    for (content, obstacles) in [(b"NTFS    ", &[][..]), (b"-FVE-FS-", &["bitlocker"])] {
+        dir.poke("d", (35 << 20) + 3, content);
+        let disks = Disks::open(guest::open(&dir.file("d"))).unwrap();
+        let found = inspect(&disks).unwrap();
+        let system = only(&found);
+        assert_eq!((system.kind, system.root, system.esp), (SystemKind::Windows, 1, Some(0)));
+        let fallback = system.fallback_loader.as_ref().unwrap().to_string_lossy().to_lowercase();
+        assert_eq!(fallback, "/efi/boot/bootx64.efi");
+        assert_eq!(codes(system), obstacles);
+    }
+}

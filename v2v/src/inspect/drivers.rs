@@ -89,30 +89,33 @@ impl Known {
         known
     }
 
-    /// Where the drivers are; empty if nothing can be said.
+    /// Where the drivers are; those of which nothing can be said are left out.
     pub(super) fn drivers(&self, initramfs: Option<&Initramfs>) -> Vec<Driver> {
         if self.built_in.is_empty() && self.modules.is_empty() && self.config.is_empty() {
             return vec![];
         }
         let place = |name: &str, option: &str| {
             let configured = |value: &str| self.config.get(option).is_some_and(|own| own == value);
+            // Without a list of what is built in, nothing is known to be missing.
+            let is_complete = !self.built_in.is_empty() || !self.config.is_empty();
             let in_initramfs = || {
                 let names = initramfs.map(|initramfs| &initramfs.module_names);
                 names.is_some_and(|names| names.binary_search_by(|own| own.as_str().cmp(name)).is_ok())
             };
             if self.built_in.contains(name) || configured("y") {
-                DriverPlace::BuiltIn
+                Some(DriverPlace::BuiltIn)
             } else if in_initramfs() {
-                DriverPlace::Initramfs
+                Some(DriverPlace::Initramfs)
             } else if self.modules.contains(name) {
-                DriverPlace::Modules
+                Some(DriverPlace::Modules)
             } else {
-                DriverPlace::Missing
+                is_complete.then_some(DriverPlace::Missing)
             }
         };
-        let driver =
-            |(name, option): &(&str, &str)| Driver { name: (*name).to_owned(), place: place(name, option) };
-        DRIVERS.iter().map(driver).collect()
+        let driver = |(name, option): &(&str, &str)| {
+            Some(Driver { name: (*name).to_owned(), place: place(name, option)? })
+        };
+        DRIVERS.iter().filter_map(driver).collect()
     }
 }
 
@@ -190,5 +193,9 @@ mod tests {
         assert_eq!(place("ahci"), DriverPlace::BuiltIn);
         assert_eq!(place("nvme"), DriverPlace::Missing);
         assert!(Known::default().drivers(Some(&initramfs)).is_empty());
+        // What is built in is not known, so that nothing is missing.
+        let modules = Known { modules: set(&["virtio_scsi"]), ..Known::default() }.drivers(Some(&initramfs));
+        let seen: Vec<_> = modules.iter().map(|driver| (driver.name.as_str(), driver.place)).collect();
+        assert_eq!(seen, [("virtio_blk", DriverPlace::Initramfs), ("virtio_scsi", DriverPlace::Modules)]);
     }
 }

@@ -18,7 +18,7 @@ const MOST_KERNELS: usize = 128;
 /// The most initramfs images that are read.
 const MOST_INITRDS: usize = 48;
 /// Bytes of all initramfs images together when they are unpacked.
-const MOST_UNPACKED: u64 = 16 << 30;
+const MOST_UNPACKED: u64 = 4 << 30;
 /// How much of a kernel is read: as far as its version's address can reach.
 const HEAD: u64 = 0x1_0400;
 

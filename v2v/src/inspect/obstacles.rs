@@ -3,7 +3,7 @@
 use guestdisk::Disks;
 use guestdisk::detect::Kind;
 
-use super::{DriverPlace, Inspection, Kernel, Obstacle, System};
+use super::{DRIVERS, DriverPlace, Inspection, Kernel, Obstacle, System};
 use crate::view::GuestView;
 
 /// Where swap space has its signature: at the end of the first page.
@@ -78,13 +78,16 @@ fn of_kernel(kernel: &Kernel) -> Option<Obstacle> {
             fatal: kernel.default,
         });
     }
-    if kernel.drivers.is_empty() {
-        return kernel.default.then(|| Obstacle {
+    let unknown = || {
+        kernel.default.then(|| Obstacle {
             code: "drivers-unknown",
             message: format!("which drivers the kernel {release} has cannot be found out"),
             hint: "its modules or its configuration are not where they usually are".into(),
             fatal: false,
-        });
+        })
+    };
+    if kernel.drivers.is_empty() {
+        return unknown();
     }
     let reachable = |name: &str| matches!(place(kernel, name), DriverPlace::BuiltIn | DriverPlace::Initramfs);
     let there = |name: &str| place(kernel, name) != DriverPlace::Missing;
@@ -102,6 +105,9 @@ fn of_kernel(kernel: &Kernel) -> Option<Obstacle> {
             hint: "converting the guest adds them to its initramfs".into(),
             fatal: false,
         });
+    }
+    if kernel.drivers.len() < DRIVERS.len() {
+        return unknown();
     }
     let other = ["ahci", "ata_piix", "nvme"].into_iter().find(|name| reachable(name));
     Some(Obstacle {

@@ -187,8 +187,8 @@ pub struct Kernel {
     pub unified: bool,
     /// What its initramfs is; `None` if there is none or it cannot be read (then an obstacle says why).
     pub initramfs: Option<Initramfs>,
-    /// Where the drivers are that matter; empty if neither the list of what is built in nor modules were found, so that
-    /// nothing can be said.
+    /// Where the drivers are that matter; those of which nothing can be said are left out, which is all if neither the list
+    /// of what is built in nor modules were found.
     pub drivers: Vec<Driver>,
 }
 

@@ -30,6 +30,9 @@ use volume::VolumeFiles;
 /// Pages that may be read of all file systems together before nothing is looked for any more.
 const MOST_WORK: u64 = 16 << 20;
 
+/// The most names of a directory that are gone through.
+const MOST_NAMES: usize = 4096;
+
 /// The most bytes of a configuration file that are read as text.
 pub const MOST_TEXT: u64 = 1 << 20;
 
@@ -207,10 +210,10 @@ impl GuestView {
         Ok(entries)
     }
 
-    /// The names in a directory that are valid UTF-8, sorted; none if it cannot be read.
+    /// The names in a directory that are valid UTF-8, sorted, at most 4096 of them; none if it cannot be read.
     pub fn names_in(&self, path: impl AsRef<Path>) -> Vec<String> {
         let entries = self.read_dir(path).unwrap_or_default();
-        entries.into_iter().filter_map(|entry| entry.name.into_string().ok()).collect()
+        entries.into_iter().filter_map(|entry| entry.name.into_string().ok()).take(MOST_NAMES).collect()
     }
 
     /// The contents of a file of at most `max_bytes`.
