@@ -17,7 +17,7 @@ FUZZ_TARGETS := qcow2_open_read qcow2_check qcow2_repair qcow2_ops qcow2_snapsho
 	guest_partition guest_lvm guest_ext guest_fat guest_xfs guest_btrfs guest_edit guest_inspect guest_text initramfs grub_cfg nbd_client \
 	nbd_server_handshake nbd_server_transmission source_vmx source_ovf source_vbox source_xl source_libvirt
 
-.PHONY: all build demo test bench bench-nbd lint fmt fuzz install uninstall clean help
+.PHONY: all build demo test boot-matrix bench bench-nbd lint fmt fuzz install uninstall clean help
 
 all: build
 
@@ -36,6 +36,10 @@ test: ## every test there is, the differential ones against qemu-img included
 	@bash scripts/deps.sh test
 	@bash scripts/samples.sh $(TARGET)/samples
 	@bash scripts/test.sh
+
+boot-matrix: ## every guest with every boot loader, good and broken, by both engines (a quarter of an hour)
+	@bash scripts/deps.sh test
+	@VIMG_BOOT_MATRIX=1 bash scripts/test.sh boot
 
 bench: ## vimg and qemu-img side by side (ROWS="name ..." for some of it)
 	@bash scripts/deps.sh bench

@@ -4,6 +4,7 @@
 //! answer has to be put together: how far the boot has come and by what that is known, what lies on the disk, and the
 //! last words.
 
+mod console;
 mod look;
 
 use std::time::Duration;
@@ -17,6 +18,7 @@ use crate::trace::{Landmark, Part, Trace};
 use crate::verdict::{Reason, Stopped, Verdict};
 use crate::watch::{Evidence, Station, Through, Watched};
 
+pub use console::add_console;
 pub use look::{Looked, look};
 
 /// So much written to the root file system is written by nobody but a kernel that has mounted it.

@@ -59,8 +59,9 @@ impl Part {
     }
 
     /// The station that a first read proves.
-    const fn proves(self) -> Milestone {
+    const fn proves(self, by_firmware: bool) -> Milestone {
         match self {
+            _ if by_firmware => Milestone::DiskSeen,
             Self::BootSector | Self::EfiPartition | Self::Root => Milestone::DiskSeen,
             Self::SecondStage | Self::Kernel | Self::Initrd => Milestone::BootLoader,
         }
@@ -78,6 +79,8 @@ pub struct Landmark {
     pub disk: usize,
     /// Where it lies: first sector and number of sectors, of 512 bytes.
     pub sectors: Vec<(u64, u64)>,
+    /// The firmware itself reads it: a kernel that is its own boot loader.
+    pub by_firmware: bool,
 }
 
 impl Landmark {
@@ -177,7 +180,7 @@ impl Trace {
                     len: landmark.len(),
                 });
                 reading.bytes = reading.bytes.saturating_add(bytes);
-                let proves = landmark.part.proves();
+                let proves = landmark.part.proves(landmark.by_firmware);
                 if is_new && proof.as_ref().is_none_or(|(known, _)| *known < proves) {
                     proof = Some((proves, format!("{} is read", reading.words())));
                 }
@@ -214,7 +217,7 @@ mod tests {
     use super::*;
 
     fn mark(part: Part, sectors: &[(u64, u64)]) -> Landmark {
-        Landmark { part, name: "x".to_owned(), disk: 0, sectors: sectors.to_vec() }
+        Landmark { part, name: "x".to_owned(), disk: 0, sectors: sectors.to_vec(), by_firmware: false }
     }
 
     fn at(seconds: u64) -> Duration {

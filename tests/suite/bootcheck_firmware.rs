@@ -245,6 +245,23 @@ fn a_guest_without_a_serial_console() {
     assert_eq!(check["level"]["evidence"], "screen", "{check:#}");
 }
 
+/// On UEFI there is no screen either. In the overlay, and only there, its kernel can be made to speak.
+#[test]
+fn a_console_is_added_in_the_overlay() {
+    let place = place!();
+    let image = std::fs::read(place.loaders.join("silent.raw")).unwrap();
+    let check = place.boots("silent", "--firmware uefi --add-console");
+    assert_eq!(check["level"]["evidence"], "console", "{check:#}");
+    let changes = check["boot"]["changes"].to_string();
+    assert!(
+        changes.contains(
+            "disk 1 partition 3:/grub/grub.cfg: console=ttyS0,115200 added to 1 kernel command line"
+        ),
+        "{changes}"
+    );
+    assert!(std::fs::read(place.loaders.join("silent.raw")).unwrap() == image, "the image is as it was");
+}
+
 /// Nothing at all is said: minutes have to pass.
 fn a_guest_without_a_word(place: &Place) {
     let check = place.fails(

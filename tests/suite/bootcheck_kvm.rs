@@ -1,7 +1,7 @@
 //! `bootcheck` with our own machine, in the lab, where KVM is real: the same guests as with qemu, from the formats of
 //! the issue, good and bad. One start of the lab for all of it; the verdicts are judged here.
 
-use tests::guests::guests;
+use tests::guests::{firmwares, guests, loaders};
 use tests::lab::lab;
 use tests::skip::qemu;
 use tests::{Cmd, Dir, lab};
@@ -122,4 +122,43 @@ fn guests_fail_in_our_own_machine_for_the_right_reason() {
             ),
         ],
     );
+}
+
+/// The guests' own boot loaders, through both firmwares.
+#[test]
+fn boot_loaders_start_guests_in_our_own_machine() {
+    let need = || {
+        lab()?;
+        firmwares()?;
+        loaders()
+    };
+    let loaders = match need() {
+        Ok(loaders) => loaders,
+        Err(reason) => {
+            tests::skip::note(&reason);
+            return;
+        }
+    };
+    let words =
+        |guest: &str, rest: &str| format!("-f raw {} {rest}", loaders.join(format!("{guest}.raw")).display());
+    let mut cases = vec![
+        good("mbr-grub", &words("mbr-grub", "--firmware auto")),
+        good("uki", &words("uki", "--firmware auto")),
+        bad("modules", "boot-loader", &words("mbr-grub.bad-modules", "--firmware auto")),
+        bad("bios", "no-boot-loader", &words("sd-boot", "--firmware bios")),
+    ];
+    if std::env::var_os("VIMG_BOOT_MATRIX").is_some() {
+        for guest in ["gpt-grub", "extlinux", "esp-grub", "sd-boot", "silent"] {
+            if loaders.join(format!("{guest}.raw")).exists() {
+                // The screen tells of the one that is silent on the serial port.
+                let firmware = if guest == "silent" { "bios" } else { "auto" };
+                cases.push(good(guest, &words(guest, &format!("--firmware {firmware}"))));
+            }
+        }
+        cases.push(bad("core", "boot-loader", &words("mbr-grub.bad-core", "--firmware auto --timeout 60")));
+        cases.push(bad("uefi", "no-boot-loader", &words("mbr-grub", "--firmware uefi")));
+        cases.push(bad("root", "root-not-found", &words("mbr-grub.bad-root", "--firmware auto")));
+    }
+    let dir = Dir::new();
+    judge(&dir, &cases);
 }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use block::{BlockDevice, Result};
 use guestdisk::boot::firmware::{self, Facts, Firmware};
-use guestdisk::boot::{self, Boot, BootFile, Entry};
+use guestdisk::boot::{self, Boot, BootFile, Entry, Loader};
 use guestdisk::partition::{PartitionType, Scheme, Table};
 use guestdisk::{Disks, Location};
 
@@ -86,7 +86,7 @@ impl Looked {
 }
 
 fn mark(part: Part, name: &str, disk: usize, sectors: Vec<(u64, u64)>) -> Landmark {
-    Landmark { part, name: name.to_owned(), disk, sectors }
+    Landmark { part, name: name.to_owned(), disk, sectors, by_firmware: false }
 }
 
 /// Where a partition lies, in sectors.
@@ -126,6 +126,9 @@ fn kernel_and_root(disks: &Disks, boot: &Boot, entry: &Entry, notes: &Notes) -> 
     for initrd in &entry.initrds {
         marks.extend(file(Part::Initrd, boot, initrd, notes));
     }
+    // A unified kernel image may be started by the firmware itself, which reads it then.
+    let by_firmware = entry.loader == Loader::UnifiedKernel;
+    marks.iter_mut().for_each(|mark| mark.by_firmware = by_firmware);
     marks.extend(root(disks, &entry.cmdline));
     marks
 }

@@ -25,7 +25,7 @@ fn esp(fallback: bool) -> EfiPartition {
 }
 
 fn mark(part: Part, sectors: &[(u64, u64)]) -> Landmark {
-    Landmark { part, name: "x".to_owned(), disk: 0, sectors: sectors.to_vec() }
+    Landmark { part, name: "x".to_owned(), disk: 0, sectors: sectors.to_vec(), by_firmware: false }
 }
 
 fn used(firmware: Firmware, facts: Facts) -> FirmwareUse {

@@ -61,6 +61,9 @@ impl Finder {
         let readable: Vec<_> = readable.collect();
         let (efi, others): (Vec<_>, Vec<_>) = readable.iter().partition(|index| self.is_esp(**index));
         let systemd_first = efi.iter().any(|volume| self.starts_systemd_boot(*volume));
+        for volume in &efi {
+            self.fallback_image(*volume);
+        }
         if systemd_first {
             self.systemd_boot(&efi, &others);
         }
@@ -84,7 +87,7 @@ impl Finder {
         let count = readable.len();
         self.looked_at.push(format!(
             "on {count} file systems: grub/grub.cfg and grub2/grub.cfg in / and /boot, EFI/*/grub.cfg, loader/entries/*.conf, \
-             EFI/Linux/*.efi, extlinux.conf, syslinux.cfg, grub/menu.lst"
+             EFI/Linux/*.efi, EFI/BOOT/BOOTX64.EFI, extlinux.conf, syslinux.cfg, grub/menu.lst"
         ));
     }
 
@@ -146,6 +149,16 @@ impl Finder {
         }
         self.configs += 1;
         Some(file)
+    }
+
+    /// What a firmware starts without being told may be a kernel by itself.
+    fn fallback_image(&mut self, volume: usize) {
+        let file = self.files.at(volume, "/EFI/BOOT/BOOTX64.EFI");
+        if self.files.exists(volume, "/EFI/BOOT/BOOTX64.EFI")
+            && let Ok(Some(entry)) = uki::entry(&self.files, &file)
+        {
+            self.take(Group::new(vec![entry], Some(0), vec![file]));
+        }
     }
 
     /// The small configurations that lead from the EFI System Partition to the large one.

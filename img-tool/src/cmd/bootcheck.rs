@@ -16,6 +16,7 @@ pub(super) mod firmware;
 mod listen;
 mod source;
 mod through;
+mod wanted;
 
 use std::fs::File;
 use std::io::Write as _;
@@ -26,11 +27,10 @@ use std::time::Duration;
 
 use block::{BlockDevice, Error, ErrorKind, ResultExt as _};
 use bootcheck::check::{self, Check, Listener};
-use bootcheck::engine::{Boot, Disk, MachineSpec, Transport};
+use bootcheck::engine::{Boot, Disk, MachineSpec};
 use bootcheck::loader::FirmwareUse;
 use bootcheck::report::{Report, document, exit_code, junit};
 use bootcheck::verdict::Verdict;
-use bootcheck::watch::Expectations;
 use guestdisk::boot::firmware::Firmware;
 use image::json;
 
@@ -42,6 +42,7 @@ use crate::progress::{ProgressArgs, Reporter};
 use choose::Chosen;
 use firmware::Firmwares;
 use listen::Following;
+use wanted::Wanted;
 
 /// Check whether an image boots
 ///
@@ -164,8 +165,6 @@ pub(crate) struct Args {
 const NOT_CHECKED: u8 = 2;
 /// A firmware or boot loader of which nothing is seen for this part of the time limit has stopped.
 const STALLS: u32 = 5;
-/// A mebibyte.
-const MIB: u64 = 1 << 20;
 
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     checked(args, app).map_err(|failure| match failure {
@@ -220,95 +219,7 @@ impl Subject {
     }
 }
 
-/// What the options ask for, understood.
-struct Wanted {
-    expectations: Expectations,
-    memory_bytes: u64,
-    transport: Transport,
-    firmware: Option<firmware::Wanted>,
-}
-
-impl Wanted {
-    /// How often each image is checked, and through which firmware, as far as that is settled.
-    fn runs(&self) -> Vec<Option<Firmware>> {
-        self.firmware.as_ref().map_or_else(|| vec![None], firmware::Wanted::runs)
-    }
-}
-
 impl Args {
-    fn wanted(&self) -> Outcome<Wanted> {
-        let firmware = self.wanted_firmware()?;
-        let runs = firmware.as_ref().map_or(1, |firmware| firmware.runs().len());
-        if self.filenames.len() > 1 || runs > 1 {
-            let single = [
-                (self.vars_out.is_some(), "--vars-out"),
-                (self.write_to.is_some(), "--write-to"),
-                (self.interactive, "--interactive"),
-                (!self.disk.is_empty(), "--disk"),
-                (self.list_entries, "--list-entries"),
-            ];
-            if let Some((_, option)) = single.iter().find(|(given, _)| *given) {
-                let what = if runs > 1 { "one image and one firmware" } else { "one image" };
-                return Err(Failure::usage(format!("{option} is for {what} only")));
-            }
-        }
-        if self.kernel.is_some() && self.entry.is_some() {
-            return Err(Failure::usage("--kernel and --entry exclude each other"));
-        }
-        Ok(Wanted {
-            firmware,
-            expectations: Expectations::parse(&self.expect, &self.fail, self.ignore_failures)?,
-            memory_bytes: self.memory_bytes()?,
-            transport: match self.transport.as_str() {
-                "pci" => Transport::Pci,
-                "mmio" => Transport::Mmio,
-                other => {
-                    return Err(Failure::usage(format!("--transport expects 'pci' or 'mmio' not '{other}'")));
-                }
-            },
-        })
-    }
-
-    /// What `--firmware` asks for; what makes no sense with it, or without it, is a mistake.
-    fn wanted_firmware(&self) -> Outcome<Option<firmware::Wanted>> {
-        let belongs = [
-            (self.firmware_code.is_some(), "--firmware-code"),
-            (self.firmware_vars.is_some(), "--firmware-vars"),
-            (self.vars_out.is_some(), "--vars-out"),
-            (self.add_console, "--add-console"),
-        ];
-        let Some(text) = &self.firmware else {
-            return match belongs.iter().find(|(given, _)| *given) {
-                Some((_, option)) => Err(Failure::usage(format!("{option} needs --firmware"))),
-                None => Ok(None),
-            };
-        };
-        let excluded = [
-            (self.kernel.is_some(), "--kernel"),
-            (!self.initrd.is_empty(), "--initrd"),
-            (self.cmdline.is_some(), "--cmdline"),
-            (!self.append.is_empty(), "--append"),
-            (self.entry.is_some(), "--entry"),
-            (self.list_entries, "--list-entries"),
-            (self.transport == "mmio", "--transport mmio"),
-        ];
-        match excluded.iter().find(|(given, _)| *given) {
-            Some((_, option)) => Err(Failure::usage(format!("--firmware and {option} exclude each other"))),
-            None => firmware::Wanted::parse(text).map(Some),
-        }
-    }
-
-    fn memory_bytes(&self) -> Outcome<u64> {
-        let bytes = block::size::parse(&self.memory)?;
-        let bytes = bytes / MIB * MIB;
-        if (64 * MIB..=64 << 40).contains(&bytes) {
-            return Ok(bytes);
-        }
-        Err(Error::usage(format!("--memory {}: a guest needs 64M or more", self.memory))
-            .hint("for example: 1G")
-            .into())
-    }
-
     /// Opens everything that has a name.
     fn subjects(
         &self,

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use block::{BlockDevice, Error, Result};
+use block::{BlockDevice, Result};
 use bootcheck::engine::Boot;
-use bootcheck::loader::{FirmwareUse, look};
+use bootcheck::loader::{FirmwareUse, add_console, look};
 use guestdisk::boot::firmware::Firmware;
 use guestdisk::boot::nvram;
 
@@ -26,6 +26,7 @@ pub(super) fn find(
     disks: &[Arc<dyn BlockDevice>],
     stall_limit: Duration,
 ) -> Result<Through> {
+    let changes = if args.add_console { add_console(disks)? } else { vec![] };
     let looked = look(disks)?;
     let choice = looked.facts.choose(None);
     let firmware = settled.unwrap_or(choice.firmware);
@@ -34,7 +35,6 @@ pub(super) fn find(
         None => choice.reason,
     };
     let loaded = firmwares.get(firmware)?;
-    let changes = if args.add_console { add_console(disks)? } else { vec![] };
     // What the guest's firmware cannot read, it ignores.
     let nvram = loaded.vars.as_deref().map(|vars| nvram::boot_entries(vars).unwrap_or_default());
     let used = FirmwareUse {
@@ -50,9 +50,4 @@ pub(super) fn find(
         changes,
     };
     Ok(Through { boot: Boot::Firmware { code: Arc::clone(&loaded.code), vars: loaded.vars.clone() }, used })
-}
-
-/// Adds a serial console to the configuration of the boot loader, in the overlay.
-fn add_console(_disks: &[Arc<dyn BlockDevice>]) -> Result<Vec<String>> {
-    Err(Error::unsupported("--add-console is not in this version"))
 }
