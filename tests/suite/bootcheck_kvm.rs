@@ -159,6 +159,8 @@ fn boot_loaders_start_guests_in_our_own_machine() {
         cases.push(bad("uefi", "no-boot-loader", &words("mbr-grub", "--firmware uefi")));
         cases.push(bad("root", "root-not-found", &words("mbr-grub.bad-root", "--firmware auto")));
     }
-    let dir = Dir::new();
-    judge(&dir, &cases);
+    // The lab has its time limit.
+    for some in cases.chunks(4) {
+        judge(&Dir::new(), some);
+    }
 }
