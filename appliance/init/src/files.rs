@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::serve::{Answer, DONE};
 use crate::wire::{Action, Listing, Maybe, Message as _, Names, PIECE, Room, WireAttributes, WireStat};
-use crate::{during, errno, run, sys};
+use crate::{during, run, sys};
 
 /// Bytes of names in one listing.
 const LISTING_BYTES: usize = 4 << 20;
@@ -21,7 +21,7 @@ const LISTING_BYTES: usize = 4 << 20;
 /// What is known between requests.
 #[derive(Debug)]
 pub(crate) struct Files {
-    /// The file system keeps no owners or permissions: not being able to set them is no failure.
+    /// The file system has its own idea of owners and permissions, or none: they are not set.
     foreign: bool,
     open: Option<(PathBuf, File)>,
 }
@@ -54,10 +54,10 @@ impl Files {
             }
             Action::Symlink { target, attributes } => {
                 symlink(OsStr::from_bytes(&target), &path)?;
-                self.bear(
-                    lchown(&path, Some(attributes.uid), Some(attributes.gid)).map_err(during("owner")),
-                )?;
-                self.set_xattrs(&path, &attributes)?;
+                if !self.foreign {
+                    lchown(&path, Some(attributes.uid), Some(attributes.gid)).map_err(during("owner"))?;
+                    set_xattrs(&path, &attributes)?;
+                }
                 Ok(DONE)
             }
             Action::Remove => {
@@ -118,36 +118,24 @@ impl Files {
 
     /// Gives a new file or directory its attributes: the owner first, for that takes permissions away; time last.
     fn dress(&self, path: &Path, file: &File, attributes: &WireAttributes) -> Result<()> {
-        self.bear(fchown(file, Some(attributes.uid), Some(attributes.gid)).map_err(during("owner")))?;
-        let permissions = Permissions::from_mode(attributes.mode & 0o7777);
-        self.bear(file.set_permissions(permissions).map_err(during("permissions")))?;
-        self.set_xattrs(path, attributes)?;
+        if !self.foreign {
+            fchown(file, Some(attributes.uid), Some(attributes.gid)).map_err(during("owner"))?;
+            let permissions = Permissions::from_mode(attributes.mode & 0o7777);
+            file.set_permissions(permissions).map_err(during("permissions"))?;
+            set_xattrs(path, attributes)?;
+        }
         if let Some(mtime) = attributes.mtime.and_then(moment) {
             file.set_times(FileTimes::new().set_modified(mtime)).map_err(during("time"))?;
         }
         Ok(())
     }
+}
 
-    fn set_xattrs(&self, path: &Path, attributes: &WireAttributes) -> Result<()> {
-        for (name, value) in &attributes.xattrs {
-            let set = sys::set_xattr(path, name, value);
-            self.bear(set.map_err(during(format_args!("attribute {}", String::from_utf8_lossy(name)))))?;
-        }
-        Ok(())
-    }
-
-    /// What a file system without owners cannot do is borne.
-    fn bear(&self, result: Result<()>) -> Result<()> {
-        match result {
-            Err(error)
-                if self.foreign
-                    && matches!(errno(&error), Some(sys::EPERM | sys::EINVAL | sys::EOPNOTSUPP)) =>
-            {
-                Ok(())
-            }
-            result => result,
-        }
-    }
+fn set_xattrs(path: &Path, attributes: &WireAttributes) -> Result<()> {
+    attributes.xattrs.iter().try_for_each(|(name, value)| {
+        let what = || format!("attribute {}", String::from_utf8_lossy(name));
+        sys::set_xattr(path, name, value).map_err(during(what()))
+    })
 }
 
 /// The path from the root, `..` and all: the kernel resolves it within this thread's root.

@@ -53,7 +53,6 @@ pub(crate) const MS_REMOUNT: u64 = 32;
 
 pub(crate) const MNT_DETACH: i32 = 2;
 
-pub(crate) const EPERM: i32 = 1;
 pub(crate) const ENOENT: i32 = 2;
 pub(crate) const EEXIST: i32 = 17;
 pub(crate) const EBUSY: i32 = 16;
