@@ -3,7 +3,7 @@
 //! ```text
 //!   Kernel           the guest's own or a given one, with the modules that are needed     kernel, modules
 //!   initramfs        those modules and our init (init/), a static program                 cpio
-//!   engine           bootcheck's: our KVM machine, User-Mode Linux, an installed qemu     uml
+//!   engine           bootcheck's: our KVM machine, or an installed qemu
 //!      |             disks: the guest's volumes, and a mailbox in memory
 //!   Appliance        requests and answers through the mailbox, bells on the serial line   wire, line, session
 //!   Mounted          a mounted file system: guestedit's trait, so that nobody above sees a difference

@@ -37,7 +37,10 @@ pub(crate) fn serve(mut machine: Machine) -> Result<Infallible> {
     let mut scanner = Scanner::default();
     let mut buffer = [0; 512];
     // Whoever rings before this is not heard.
-    machine.line.write_all(&Bell { id: 0, status: 0, len: 0, crc: crc32(&[]) }.encode())?;
+    machine
+        .line
+        .write_all(&Bell { id: 0, status: 0, len: 0, crc: crc32(&[]) }.encode())
+        .map_err(during("the line"))?;
     loop {
         let count = machine.line.read(&mut buffer).map_err(during("the line"))?;
         if count == 0 {
@@ -76,10 +79,10 @@ fn reply(machine: &mut Machine, id: u32, answer: Answer) -> Result<()> {
         machine.mailbox.write(&failure)?;
         Bell { id, status: 1, len: u32::try_from(failure.len()).unwrap_or(0), crc: crc32(&failure) }
     } else {
-        machine.mailbox.write(&payload)?;
+        machine.mailbox.write(&payload).map_err(during("the mailbox"))?;
         Bell { id, status, len, crc: crc32(&payload) }
     };
-    machine.line.write_all(&bell.encode())
+    machine.line.write_all(&bell.encode()).map_err(during("the line"))
 }
 
 struct Server {
