@@ -26,9 +26,14 @@ const ROOT_WRITES: u64 = 64 << 10;
 
 /// Where kernels of 64 bits are.
 const KERNEL_HALF: u64 = 0xffff_8000_0000_0000;
+/// Those of 32 bits are here, where there is no memory in front of paging, up to where firmware lies.
+const KERNEL_QUARTER: std::ops::Range<u64> = 0xc000_0000..0xff00_0000;
 
 /// Errors of GRUB that follow from others, or from which nothing follows.
 const CONSEQUENCES: [&str; 3] = ["you need to load", "no suitable video mode", "no suitable mode"];
+
+/// What Linux says when its test of the timer fails; on KVM it makes none.
+const LATE_TIMER: &str = "IO-APIC + timer doesn't work";
 
 /// The firmware of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +84,10 @@ impl FirmwareUse {
             self.add_writes(watched, outcome);
         }
         let Verdict::NotBooted { reason, detail } = verdict else { return verdict };
+        if let Some(failure) = watched.failures.iter().find(|failure| failure.seen.line.contains(LATE_TIMER))
+        {
+            return late_timer(&failure.seen.line);
+        }
         let (reason, told) = match reason {
             Reason::NoBootLoader => self.nothing_to_boot(watched),
             Reason::BootLoader if !matches!(stopped, Stopped::Stalled(_)) => {
@@ -90,7 +99,7 @@ impl FirmwareUse {
             | Reason::Reset
             | Reason::PowerOff
             | Reason::TripleFault
-            | Reason::Stuck => self.stopped_silently(reason, watched),
+            | Reason::Stuck => self.stopped_silently(reason, stopped, watched),
             other => (other, None),
         };
         let parts: Vec<_> = [told, detail].into_iter().flatten().collect();
@@ -145,7 +154,12 @@ impl FirmwareUse {
     }
 
     /// The guest has stopped, or the time was over, without a word about it.
-    fn stopped_silently(&self, reason: Reason, watched: &Watched) -> (Reason, Option<String>) {
+    fn stopped_silently(
+        &self,
+        reason: Reason,
+        stopped: Stopped,
+        watched: &Watched,
+    ) -> (Reason, Option<String>) {
         let spoken = |station: &&Station| station.by.is_spoken() && station.milestone >= Milestone::Kernel;
         if watched.stations.iter().any(|station| spoken(&station)) {
             return (reason, None);
@@ -160,6 +174,10 @@ impl FirmwareUse {
         if self.starts_nothing() && watched.has_reached(Milestone::DiskSeen)
             || !watched.has_reached(Milestone::BootLoader)
         {
+            // Who was stopped by the time limit on its way there may just have been slow.
+            if matches!(stopped, Stopped::TimeLimit(_)) && !self.starts_nothing() {
+                return (reason, at);
+            }
             let why = self.why_nothing(watched);
             let text = [at, why].into_iter().flatten().collect::<Vec<_>>().join("; ");
             return (Reason::NoBootLoader, Some(text));
@@ -174,9 +192,12 @@ impl FirmwareUse {
     }
 }
 
-/// Kernels of 64 bits run in the upper half of the address space, in which neither firmwares nor boot loaders are.
+/// Kernels run in the upper part of the address space, in which neither firmwares nor boot loaders are.
 fn add_processor(watched: &mut Watched, outcome: &Outcome) {
-    let in_kernel = |cpu: &&CpuState| cpu.rip >= KERNEL_HALF && cpu.mode.starts_with("long mode");
+    let in_kernel = |cpu: &&CpuState| {
+        cpu.rip >= KERNEL_HALF && cpu.mode.starts_with("long mode")
+            || KERNEL_QUARTER.contains(&cpu.rip) && cpu.mode.starts_with("protected mode")
+    };
     if let Some(cpu) = outcome.cpus.iter().find(in_kernel)
         && !watched.has_reached(Milestone::Kernel)
     {
@@ -193,6 +214,21 @@ fn add_processor(watched: &mut Watched, outcome: &Outcome) {
 fn outcome_time(watched: &Watched) -> Duration {
     let read = watched.readings.iter().map(|reading| reading.first).max();
     watched.last_output.max(read).unwrap_or_default()
+}
+
+/// The host was too busy: says nothing about the image.
+fn late_timer(line: &str) -> Verdict {
+    Verdict::NotChecked {
+        error: format!(
+            "the timer that was emulated came too late, which Linux takes for broken: {}",
+            line.trim()
+        ),
+        hints: vec![
+            "try again when the host has less to do, or on a host with KVM".to_owned(),
+            "the guest does not test its timer if its kernel is told no_timer_check".to_owned(),
+        ],
+        cancelled: false,
+    }
 }
 
 /// `boot loader, at 3.20 s (console: GRUB loading.)`

@@ -229,11 +229,13 @@ impl Watcher {
         }
     }
 
-    /// When something was last seen of the guest, unless it is known to be beyond its boot loader: then silence means
-    /// nothing.
+    /// When something was last seen of the guest, while silence means something: its firmware has come to a disk (how
+    /// long it takes to get there is a matter of the host), and it is not known to be beyond its boot loader.
     pub fn silent_since(&self) -> Option<Duration> {
         let beyond = |station: &Station| station.by.is_spoken() && station.milestone >= Milestone::Kernel;
-        (!self.watched.stations.iter().any(beyond)).then_some(self.last_sign)
+        let waits =
+            self.watched.has_reached(Milestone::DiskSeen) && !self.watched.stations.iter().any(beyond);
+        waits.then_some(self.last_sign)
     }
 
     /// Whether a boot loader has read all of a kernel: from then on silence may be that of the kernel.

@@ -138,7 +138,10 @@ fn a_bios_guest_of_vmware_boots_after_the_conversion_and_not_before() {
     cut_out(&place.dir.file("out/web-sda.raw"), 1, 700, &root);
     Cmd::new("e2fsck").words("-fn").arg(&root).timeout(300).ok();
     let fstab = file_in(&root, "/etc/fstab");
-    assert!(fstab.contains("UUID=0f5e7b0a-6a55-4f6c-8f0e-3f1c4d6b9a01") && !fstab.contains("/dev/sda"), "{fstab}");
+    assert!(
+        fstab.contains("UUID=0f5e7b0a-6a55-4f6c-8f0e-3f1c4d6b9a01") && !fstab.contains("/dev/sda"),
+        "{fstab}"
+    );
     let link = file_in(&root, "/etc/systemd/network/10-vimg-ens33.link");
     assert!(link.contains("00:50:56:3f:00:0a") && link.contains("Name=ens33"), "{link}");
     let xml = fs::read_to_string(place.dir.file("out/web.xml")).unwrap();
@@ -197,11 +200,21 @@ fn ova(dir: &Dir, name: &str, disk: &str, capacity: u64) {
     let size = fs::metadata(dir.file(disk)).unwrap().len();
     let item = |body: &str| format!("<Item>{body}</Item>\n");
     let items = [
-        item("<rasd:InstanceID>1</rasd:InstanceID><rasd:ResourceType>3</rasd:ResourceType><rasd:VirtualQuantity>1</rasd:VirtualQuantity>"),
-        item("<rasd:AllocationUnits>byte * 2^20</rasd:AllocationUnits><rasd:InstanceID>2</rasd:InstanceID><rasd:ResourceType>4</rasd:ResourceType><rasd:VirtualQuantity>512</rasd:VirtualQuantity>"),
-        item("<rasd:Address>0</rasd:Address><rasd:InstanceID>3</rasd:InstanceID><rasd:ResourceSubType>VirtualSCSI</rasd:ResourceSubType><rasd:ResourceType>6</rasd:ResourceType>"),
-        item("<rasd:AddressOnParent>0</rasd:AddressOnParent><rasd:HostResource>ovf:/disk/vmdisk1</rasd:HostResource><rasd:InstanceID>4</rasd:InstanceID><rasd:Parent>3</rasd:Parent><rasd:ResourceType>17</rasd:ResourceType>"),
-        item("<rasd:AddressOnParent>7</rasd:AddressOnParent><rasd:Connection>VM Network</rasd:Connection><rasd:InstanceID>5</rasd:InstanceID><rasd:ResourceSubType>VmxNet3</rasd:ResourceSubType><rasd:ResourceType>10</rasd:ResourceType>"),
+        item(
+            "<rasd:InstanceID>1</rasd:InstanceID><rasd:ResourceType>3</rasd:ResourceType><rasd:VirtualQuantity>1</rasd:VirtualQuantity>",
+        ),
+        item(
+            "<rasd:AllocationUnits>byte * 2^20</rasd:AllocationUnits><rasd:InstanceID>2</rasd:InstanceID><rasd:ResourceType>4</rasd:ResourceType><rasd:VirtualQuantity>512</rasd:VirtualQuantity>",
+        ),
+        item(
+            "<rasd:Address>0</rasd:Address><rasd:InstanceID>3</rasd:InstanceID><rasd:ResourceSubType>VirtualSCSI</rasd:ResourceSubType><rasd:ResourceType>6</rasd:ResourceType>",
+        ),
+        item(
+            "<rasd:AddressOnParent>0</rasd:AddressOnParent><rasd:HostResource>ovf:/disk/vmdisk1</rasd:HostResource><rasd:InstanceID>4</rasd:InstanceID><rasd:Parent>3</rasd:Parent><rasd:ResourceType>17</rasd:ResourceType>",
+        ),
+        item(
+            "<rasd:AddressOnParent>7</rasd:AddressOnParent><rasd:Connection>VM Network</rasd:Connection><rasd:InstanceID>5</rasd:InstanceID><rasd:ResourceSubType>VmxNet3</rasd:ResourceSubType><rasd:ResourceType>10</rasd:ResourceType>",
+        ),
     ];
     let ovf = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
@@ -226,7 +239,10 @@ fn ova(dir: &Dir, name: &str, disk: &str, capacity: u64) {
     let disk_sum = sum(&dir.file(disk));
     let manifest = format!("SHA256({name}.ovf)= {ovf_sum}\nSHA256({disk})= {disk_sum}\n");
     fs::write(dir.file(&format!("{name}.mf")), manifest).unwrap();
-    Cmd::new("tar").words(&format!("--format=ustar -cf {name}.ova {name}.ovf {name}.mf {disk}")).dir(dir.path()).ok();
+    Cmd::new("tar")
+        .words(&format!("--format=ustar -cf {name}.ova {name}.ovf {name}.mf {disk}"))
+        .dir(dir.path())
+        .ok();
 }
 
 /// The same guest in every container: the same changes.
@@ -257,7 +273,11 @@ fn every_container_of_a_guest_is_converted_alike() {
     place.dir.vimg_ok(&format!("convert -f raw -O vdi {raw} box.vdi"));
     fs::write(place.dir.file("box.vbox"), vbox()).unwrap();
     let files = |changes: &[(String, String)]| {
-        changes.iter().map(|(file, _)| file.clone()).filter(|file| !file.contains("ens33")).collect::<Vec<_>>()
+        changes
+            .iter()
+            .map(|(file, _)| file.clone())
+            .filter(|file| !file.contains("ens33"))
+            .collect::<Vec<_>>()
     };
     assert_eq!(files(&of(&place, "box.vbox", "box")), files(&expected));
 

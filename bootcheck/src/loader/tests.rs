@@ -246,3 +246,17 @@ fn guests_that_say_nothing() {
     let login = found.1.furthest().unwrap();
     assert_eq!((login.milestone, login.by), (Milestone::Login, Evidence::Screen));
 }
+
+#[test]
+fn the_time_limit_says_little_about_a_slow_host() {
+    let limit = Stopped::TimeLimit(Duration::from_secs(20));
+    let story = [Logs("SeaBIOS (version 1.16.3)\ndrive 0x000e7930: PCHS=1/16/63\n"), Prints(SEABIOS)];
+    let found = verdict(&bios(BootCode::Grub), &story, limit, 0);
+    let Verdict::NotBooted { reason: Reason::Timeout, detail: Some(detail) } = &found.0 else {
+        panic!("{found:?}")
+    };
+    assert!(detail.starts_with("the last level was: disk seen, at 0.10 s"), "{detail}");
+    let late = "Kernel panic - not syncing: IO-APIC + timer doesn't work!  Boot with apic=debug\r\n";
+    let found = verdict(&bios(BootCode::Grub), &[Prints(SEABIOS), Prints(late)], Stopped::Decided, 0);
+    assert_eq!(found.0.exit_code(), 2, "{found:?}");
+}

@@ -135,6 +135,12 @@ pub fn guest_disk(bytes: &[u8]) {
             let _ = volume.device.layer_extent(size / 2, size);
         }
     }
+    if let Ok(facts) = boot::firmware::facts(&disks) {
+        let choice = facts.choose(None);
+        assert!(!choice.both || choice.startable, "{facts:?}");
+        let _ = facts.why_nothing(choice.firmware.other());
+    }
+    let _ = boot::nvram::boot_entries(bytes);
     let boot = boot::entries(&disks);
     for entry in &boot.entries {
         let _ = boot.read(&entry.kernel, MOST_BYTES as u64);
