@@ -268,3 +268,104 @@ fn a_cut_kernel_is_the_images_fault_only_if_it_comes_from_there() {
     check.source.as_mut().unwrap().origin = Origin::Given;
     assert_eq!(run(check, &Script(vec![Hang]), &silent()).verdict.exit_code(), 2);
 }
+
+/// Writes into its variables and resets the machine, as shim's fallback does; comes up when it finds what it wrote.
+#[derive(Debug)]
+struct Fallback;
+
+struct FallbackGuest {
+    vars: Vec<u8>,
+    observer: Arc<dyn Observer>,
+    remote: Arc<Remote>,
+}
+
+impl std::fmt::Debug for FallbackGuest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FallbackGuest({:?})", self.vars)
+    }
+}
+
+impl Engine for Fallback {
+    fn name(&self) -> &'static str {
+        "fallback"
+    }
+
+    fn build(&self, spec: MachineSpec, observer: Arc<dyn Observer>) -> Result<Box<dyn Runnable>> {
+        let Boot::Firmware { vars: Some(vars), .. } = spec.boot else { panic!("{spec:?}") };
+        Ok(Box::new(FallbackGuest { vars: vars.to_vec(), observer, remote: Arc::default() }))
+    }
+}
+
+impl Runnable for FallbackGuest {
+    fn control(&self) -> Arc<dyn Control> {
+        Arc::clone(&self.remote) as _
+    }
+
+    fn run(self: Box<Self>) -> Result<Outcome> {
+        let mut vars = self.vars.clone();
+        self.observer.console(b"BdsDxe: starting Boot0001 \"UEFI Misc Device\" from Pci\r\n", Instant::now());
+        let ending = if vars[0] < 2 {
+            vars[0] += 1;
+            Ending::Reset { how: "port 0xcf9" }
+        } else {
+            self.observer.console(b"vm login: ", Instant::now());
+            while !self.remote.stopped.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ending::Stopped
+        };
+        Ok(Outcome {
+            ending,
+            cpus: vec![],
+            disks: vec![],
+            startup: Duration::ZERO,
+            screen: vec![],
+            vars: Some(vars),
+        })
+    }
+}
+
+fn through_uefi(vars: &[u8]) -> Check {
+    let mut check = a_check();
+    check.source = None;
+    check.machine.boot = Boot::Firmware { code: [].into(), vars: Some(vars.into()) };
+    check.firmware = Some(FirmwareUse {
+        firmware: guestdisk::boot::firmware::Firmware::Uefi,
+        code: "code.fd".to_owned(),
+        vars: Some("vars.fd".to_owned()),
+        reason: "asked for".to_owned(),
+        both: false,
+        facts: guestdisk::boot::firmware::Facts::default(),
+        nvram: vec![],
+        landmarks: vec![],
+        stall_limit: Duration::from_secs(10),
+        changes: vec![],
+    });
+    check
+}
+
+#[test]
+fn a_loader_that_writes_its_entries_may_reset_the_machine() {
+    let report = run(through_uefi(&[0]), &Fallback, &silent());
+    assert_eq!(report.verdict, Verdict::Booted);
+    assert_eq!(report.remarks.len(), 2, "{:?}", report.remarks);
+    assert_eq!(report.outcome.unwrap().vars, Some(vec![2]));
+    // Not for ever.
+    let mut check = through_uefi(&[0]);
+    check.machine.boot = Boot::Firmware { code: [].into(), vars: Some([0, 0].into()) };
+    #[derive(Debug)]
+    struct Endless;
+    impl Engine for Endless {
+        fn name(&self) -> &'static str {
+            "endless"
+        }
+
+        fn build(&self, mut spec: MachineSpec, observer: Arc<dyn Observer>) -> Result<Box<dyn Runnable>> {
+            spec.boot = Boot::Firmware { code: [].into(), vars: Some([0].into()) };
+            Fallback.build(spec, observer)
+        }
+    }
+    let report = run(check, &Endless, &silent());
+    expect_reason(&report, Reason::BootLoader);
+    assert!(report.headline().contains("the last level was: boot loader"), "{}", report.headline());
+}

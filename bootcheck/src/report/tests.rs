@@ -141,3 +141,59 @@ fn the_worst_decides_the_exit_code() {
     assert_eq!(exit_code(&[booted(), not_checked(), failed()]), 2);
     assert_eq!(exit_code(&[]), 2);
 }
+
+/// The same guest, started by a firmware.
+fn through_bios() -> Report {
+    use guestdisk::boot::firmware::{BootCode, Facts, Firmware};
+    let mut report = booted();
+    report.source = None;
+    report.firmware = Some(FirmwareUse {
+        firmware: Firmware::Bios,
+        code: "/usr/share/bios.bin".to_owned(),
+        vars: None,
+        reason: "MBR with GRUB's boot code; no EFI system partition".to_owned(),
+        both: true,
+        facts: Facts { boot_code: BootCode::Grub, ..Facts::default() },
+        nvram: vec![],
+        landmarks: vec![],
+        stall_limit: Duration::from_secs(60),
+        changes: vec!["disk 1 partition 1:/grub.cfg: console added".to_owned()],
+    });
+    report.watched.readings = vec![crate::trace::Reading {
+        part: crate::trace::Part::Kernel,
+        name: "/vmlinuz".to_owned(),
+        first: Duration::from_millis(1500),
+        bytes: 4096,
+        len: 4096,
+    }];
+    report.watched.stations[0].by = Evidence::Screen;
+    report
+}
+
+#[test]
+fn a_boot_through_a_firmware_is_explained() {
+    let report = through_bios();
+    let text = report.to_text(true);
+    assert_eq!(text.lines().next(), Some("a.qcow2: booted in 2.40 s (kvm, BIOS)"));
+    for line in [
+        "  firmware  BIOS (/usr/share/bios.bin)",
+        "  because   MBR with GRUB's boot code; no EFI system partition",
+        "  or        UEFI would start this disk, too (--firmware both checks both)",
+        "  changed   disk 1 partition 1:/grub.cfg: console added",
+        "  1.50 s    read: the kernel (/vmlinuz), 4 KiB in all",
+        "  2.35 s    login prompt (screen): vm login:",
+        "  level     login prompt, at 2.35 s (screen: vm login:)",
+    ] {
+        assert!(text.contains(&format!("{line}\n")), "{line}\n{text}");
+    }
+    let document = document(&[report]);
+    let check = &document["checks"][0];
+    assert_eq!((&check["boot"]["from"], &check["boot"]["firmware"]), (&"firmware".into(), &"bios".into()));
+    assert_eq!(check["boot"]["disk"]["boot-sector"], "GRUB's boot code");
+    assert_eq!(
+        (&check["level"]["station"], &check["level"]["evidence"]),
+        (&"login".into(), &"screen".into())
+    );
+    assert_eq!(check["readings"][0]["part"], "kernel");
+    assert!(junit(&[through_bios()]).contains("name=\"a.qcow2 [bios]\""));
+}
