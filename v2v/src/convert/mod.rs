@@ -1,7 +1,7 @@
 //! What has to be changed in a guest so that it boots on KVM.
 //!
 //! Driven by what is there (kernels, modules, initramfs images, files of boot loaders), never by the name of a
-//! distribution.
+//! distribution. `docs/v2v-changes.md` lists every change with its reason and what undoes it.
 //!
 //! ```text
 //!   tree       the guest's files, mounts resolved          draft     changes that build on each other

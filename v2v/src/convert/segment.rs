@@ -3,7 +3,7 @@
 //! Linux takes archives one after the other, each packed in any way that the kernel knows, with zeros between them; files
 //! of a later one take the place of earlier ones. (Tried with 6.1: behind archives of every compression, if the first part
 //! is filled up with zeros to a multiple of four.) Before 5.13 the LZ4 decoder took zeros behind its data for a block: there
-//! the archive follows at once, as another LZ4 stream, which is how that format is continued.
+//! the archive follows at once, as another LZ4 stream, which is how that format is continued (tried with 6.1).
 
 use std::io::Write as _;
 
