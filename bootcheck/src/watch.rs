@@ -299,6 +299,10 @@ impl Watcher {
                     decided = true;
                 }
                 Sign::Failure(reason) if !decided => {
+                    if let Some(milestone) = implied(reason, pattern.name).filter(|_| self.through.is_some())
+                    {
+                        self.pass(milestone, line, at, by);
+                    }
                     self.sign_of_failure(reason, pattern, line, at);
                     decided = true;
                 }
@@ -384,6 +388,24 @@ impl Watcher {
         if !self.watched.stations.iter().any(|station| station.milestone == milestone) {
             self.watched.stations.push(Station { milestone, at, line: shorten(line), by });
         }
+    }
+}
+
+/// Who says that it cannot go on has at least been started. (A boot loader says so on its way, too.)
+fn implied(reason: Reason, pattern: &str) -> Option<Milestone> {
+    match reason {
+        Reason::RootNotFound | Reason::RootNotMounted | Reason::NoInit if pattern.ends_with("(kernel)") => {
+            Some(Milestone::Kernel)
+        }
+        Reason::RootNotFound | Reason::RootNotMounted | Reason::InitramfsShell | Reason::DracutShell => {
+            Some(Milestone::Initramfs)
+        }
+        Reason::NoInit | Reason::InitDied | Reason::KernelPanic | Reason::KernelDamaged => {
+            Some(Milestone::Kernel)
+        }
+        Reason::EmergencyMode => Some(Milestone::Init),
+        Reason::BootLoader => Some(Milestone::BootLoader),
+        _ => None,
     }
 }
 

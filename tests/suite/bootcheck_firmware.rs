@@ -301,7 +301,7 @@ fn the_matrix() {
         let check = place.boots(guest, "--firmware auto");
         assert_eq!(check["boot"]["firmware"], firmware, "{check:#}");
     }
-    let check = place.fails("mbr-grub.bad-root", "--firmware auto", "root-not-found", "boot-loader", "");
+    let check = place.fails("mbr-grub.bad-root", "--firmware auto", "root-not-found", "initramfs", "");
     assert!(check["failures"][0]["line"].as_str().unwrap().contains("00000000-dead"), "{check:#}");
     a_guest_without_a_word(&place);
 }

@@ -71,6 +71,22 @@ enum Does<'a> {
 }
 use Does::{Logs, Prints, Reads, Shows};
 
+#[test]
+fn who_gives_up_has_been_started() {
+    for (line, level) in [
+        ("Gave up waiting for root file system device.\r\n", Milestone::Initramfs),
+        (
+            "Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\r\n",
+            Milestone::Kernel,
+        ),
+        ("You are in emergency mode.\r\n", Milestone::Init),
+    ] {
+        let found = verdict(&bios(BootCode::Grub), &[Prints(SEABIOS), Prints(line)], Stopped::Decided, 0);
+        let furthest = found.1.furthest().unwrap();
+        assert_eq!((furthest.milestone, furthest.by), (level, Evidence::Console), "{line}");
+    }
+}
+
 /// The verdict in words, and the furthest level.
 fn verdict(used: &FirmwareUse, story: &[Does<'_>], stopped: Stopped, written: u64) -> (Verdict, Watched) {
     let mut watcher = Watcher::new(Expectations::default(), Some(used.through())).unwrap();

@@ -16,6 +16,8 @@ pub(super) const QMP: &str = "qmp";
 pub(super) const LOG: &str = "log";
 pub(super) const FIRMWARE_LOG: &str = "firmware-log";
 pub(super) const SCREEN: &str = "screen";
+/// The port to which firmwares write it.
+const FIRMWARE_LOG_PORT: &str = "-device isa-debugcon,iobase=0x402,chardev=firmware-log";
 
 /// Whether the guest has a screen: BIOSes write to one, and what they write is text. (They write to the serial port, too:
 /// `graphics=off` makes SeaBIOS do so.)
@@ -40,6 +42,10 @@ pub(super) fn args(spec: &MachineSpec, accelerator: Accelerator, folder: &Path) 
     args.pair("-smp", spec.cpus.to_string());
     args.pair("-m", format!("{}M", spec.memory_bytes >> 20));
     args.words("-chardev stdio,id=console,signal=off -serial chardev:console");
+    // In front of the monitor's socket: who is connected there is connected here, too.
+    if matches!(spec.boot, Boot::Firmware { .. }) {
+        args.pair("-chardev", format!("socket,id=firmware-log,path={}", file(FIRMWARE_LOG)));
+    }
     args.pair("-chardev", format!("socket,id=qmp,path={}", file(QMP)));
     args.words("-mon chardev=qmp,mode=control");
     // The one place where a triple fault is told apart from other resets.
@@ -121,23 +127,17 @@ fn add_boot(args: &mut Args, boot: &Boot, folder: &Path) {
             args.pair("-append", cmdline);
         }
         Boot::Firmware { vars: None, .. } => {
-            add_firmware_log(args, folder);
+            args.words(FIRMWARE_LOG_PORT);
             args.words("-device VGA");
             args.pair("-bios", folder.join(CODE));
         }
         Boot::Firmware { vars: Some(_), .. } => {
-            add_firmware_log(args, folder);
+            args.words(FIRMWARE_LOG_PORT);
             let file = |name: &str| escape(&folder.join(name).to_string_lossy());
             args.pair("-drive", format!("if=pflash,format=raw,unit=0,readonly=on,file={}", file(CODE)));
             args.pair("-drive", format!("if=pflash,format=raw,unit=1,file={}", file(VARS)));
         }
     }
-}
-
-fn add_firmware_log(args: &mut Args, folder: &Path) {
-    let socket = escape(&folder.join(FIRMWARE_LOG).to_string_lossy());
-    args.pair("-chardev", format!("socket,id=firmware-log,path={socket}"));
-    args.words("-device isa-debugcon,iobase=0x402,chardev=firmware-log");
 }
 
 #[cfg(test)]
