@@ -223,6 +223,27 @@ impl Disks {
         &self.volumes
     }
 
+    /// The disk that a volume lies on as a whole, and where it begins there; `None` for a logical volume.
+    pub fn place(&self, volume: &Volume) -> Option<(usize, u64)> {
+        let disk = volume.location.disk()?;
+        Some((disk, volume.partition.as_ref().map_or(0, |partition| partition.offset)))
+    }
+
+    /// The same for the device of a volume.
+    pub(crate) fn place_of(&self, device: &Arc<dyn BlockDevice>) -> Option<(usize, u64)> {
+        let same = |volume: &&Volume| std::ptr::addr_eq(Arc::as_ptr(&volume.device), Arc::as_ptr(device));
+        self.volumes.iter().find(same).and_then(|volume| self.place(volume))
+    }
+
+    /// What LVM knows of a volume, if it is a logical one whose bytes are nobody else's: not of a group with snapshots, which
+    /// share what they do not keep themselves.
+    pub(crate) fn logical(&self, volume: &Volume) -> Option<&lvm::Logical> {
+        let Location::Logical { group, name } = &volume.location else { return None };
+        let group = self.groups.iter().find(|found| found.name == *group)?;
+        let plain = group.volumes.iter().all(lvm::Logical::is_plain);
+        group.volumes.iter().find(|logical| logical.name == *name).filter(|_| plain)
+    }
+
     /// The volume groups of LVM.
     pub fn volume_groups(&self) -> &[lvm::Group] {
         &self.groups

@@ -23,6 +23,8 @@ pub mod fs;
 pub mod guid;
 pub mod lvm;
 pub mod partition;
+mod ranges;
+pub mod unused;
 
 pub use disks::{Disk, Disks, Location, Volume};
 pub use guid::Guid;

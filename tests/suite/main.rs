@@ -29,6 +29,7 @@ mod guestdisk_boot;
 mod guestdisk_firmware;
 mod guestdisk_fs;
 mod guestdisk_partition;
+mod guestdisk_unused;
 mod guestedit;
 mod guestedit_faults;
 mod guestedit_in_place;

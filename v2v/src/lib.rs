@@ -24,6 +24,7 @@ pub mod guest;
 pub mod initramfs;
 pub mod inspect;
 pub mod names;
+pub mod p2v;
 pub mod plan;
 pub mod report;
 pub mod source;

@@ -27,6 +27,7 @@ mod source;
 mod xfs;
 
 use std::ffi::{OsStr, OsString};
+use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -62,6 +63,8 @@ pub struct DirEntry {
 pub struct FileSystem {
     nodes: Box<dyn Nodes>,
     kind: Kind,
+    /// Bytes of the device.
+    size: u64,
     notes: Vec<String>,
 }
 
@@ -79,7 +82,7 @@ impl FileSystem {
         let Some(found) = detect::detect(&*device)? else {
             return Err(Error::unsupported("no file system that is known here"));
         };
-        let mut notes = vec![];
+        let (mut notes, size) = (vec![], device.size());
         let nodes: Box<dyn Nodes> = match found.kind {
             Kind::Ext2 | Kind::Ext3 | Kind::Ext4 => Box::new(ext::Ext::open(device, &mut notes)?),
             Kind::Btrfs => Box::new(btrfs::Btrfs::open(device, top, &mut notes)?),
@@ -89,7 +92,7 @@ impl FileSystem {
                 return Err(Error::unsupported(format!("{other} is not a file system that is read here")));
             }
         };
-        Ok(Self { nodes, kind: found.kind, notes })
+        Ok(Self { nodes, kind: found.kind, size, notes })
     }
 
     /// Opens a file system of btrfs as it is without regard to its default subvolume; any other as [`open`](Self::open)
@@ -109,6 +112,18 @@ impl FileSystem {
     /// What a person should know of its state: a journal that was replayed in memory or could not be.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// Bytes of the device that hold nothing, in order: whoever copies the file system may leave zeros there. `None` if
+    /// that is not certain, or not known here: the file system is damaged or mounted, its journal is not finished, or it is
+    /// of a kind whose free space is not read (ext2/3/4, XFS and FAT are).
+    ///
+    /// # Errors
+    /// The structures contradict themselves; the device failed.
+    pub fn free_ranges(&self) -> Result<Option<Vec<Range<u64>>>> {
+        let size = self.size;
+        let inside = |ranges: Vec<Range<u64>>| ranges.into_iter().filter(|range| range.end <= size).collect();
+        Ok(self.nodes.free_ranges()?.map(inside))
     }
 
     /// How much has been read so far, in pages of 8 KiB from the cache or the device: a measure of the work done, by which

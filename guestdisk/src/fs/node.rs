@@ -1,6 +1,7 @@
 //! What every file system has: nodes with metadata, directories of names, bytes.
 
 use std::fmt::Debug;
+use std::ops::Range;
 
 use block::num::to_usize;
 use block::{Error, ErrorKind, Result};
@@ -108,6 +109,11 @@ pub(crate) type GoOn = bool;
 pub(crate) trait Nodes: Debug + Send + Sync {
     /// The directory that paths begin in.
     fn root(&self) -> Node;
+
+    /// Bytes of the device that hold nothing, in order; `None` if that cannot be known for certain.
+    fn free_ranges(&self) -> Result<Option<Vec<Range<u64>>>> {
+        Ok(None)
+    }
 
     /// How much has been read so far, in pages.
     fn work(&self) -> u64;

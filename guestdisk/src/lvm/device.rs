@@ -1,11 +1,14 @@
 //! A logical volume as a disk.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use block::device::check_range;
 use block::extent::extent;
 use block::num::to_usize;
 use block::{BlockDevice, LayerExtent, Result, ZeroMode};
+
+use crate::unused::Place;
 
 /// Extents of a physical volume, from this offset on.
 #[derive(Debug, Clone)]
@@ -69,6 +72,22 @@ impl Mapped {
             done += piece;
         }
         Ok(())
+    }
+
+    /// Where a range lies; nothing if it is not one of the volume's.
+    pub(super) fn places(&self, range: Range<u64>) -> Vec<Place> {
+        let mut places: Vec<Place> = vec![];
+        let collected =
+            self.pieces(range.start, range.end.saturating_sub(range.start), |stripe, place, _, len| {
+                match places.last_mut() {
+                    Some((device, last)) if last.end == place && Arc::ptr_eq(device, &stripe.device) => {
+                        last.end += len;
+                    }
+                    _ => places.push((Arc::clone(&stripe.device), place..place + len)),
+                }
+                Ok(())
+            });
+        if collected.is_ok() { places } else { vec![] }
     }
 
     /// All devices that it lies on.

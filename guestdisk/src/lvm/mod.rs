@@ -18,6 +18,7 @@ mod device;
 mod label;
 mod text;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use block::{BlockDevice, Error, Result, ResultExt as _};
@@ -25,6 +26,9 @@ use block::{BlockDevice, Error, Result, ResultExt as _};
 use device::{Mapped, Segment, Stripe};
 use label::Physical;
 use text::{Section, Value};
+
+use crate::ranges::Ranges;
+use crate::unused::Place;
 
 pub(crate) use label::dashed;
 
@@ -46,6 +50,29 @@ pub struct Group {
     pub volumes: Vec<Logical>,
     /// UUIDs of physical volumes that belong to it and have not been found.
     pub missing: Vec<String>,
+    /// The extents of the physical volumes that have been found.
+    areas: Vec<Place>,
+    /// The extents of all volumes, of whatever type; `None` if there are any that are not understood.
+    taken: Option<Vec<Place>>,
+}
+
+impl Group {
+    /// Bytes of physical volumes that no logical volume has. Nothing, if any volume of the group is not understood.
+    pub(crate) fn unallocated(&self) -> Vec<Place> {
+        let Some(taken) = &self.taken else { return vec![] };
+        let mut free = vec![];
+        for (device, area) in &self.areas {
+            let mut used = Ranges::default();
+            for (other, range) in taken {
+                if std::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(device)) {
+                    used.push(range.clone());
+                }
+            }
+            let gaps = used.sorted().gaps(area.clone());
+            free.extend(gaps.into_iter().map(|gap| (Arc::clone(device), gap)));
+        }
+        free
+    }
 }
 
 /// A logical volume.
@@ -63,6 +90,17 @@ pub struct Logical {
 }
 
 impl Logical {
+    /// Whether it is linear or striped.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.segments.is_ok()
+    }
+
+    /// Where a range of it lies on physical volumes; nothing if it is not understood.
+    pub(crate) fn places(&self, range: Range<u64>) -> Vec<Place> {
+        let Ok(segments) = &self.segments else { return vec![] };
+        Mapped::new(segments.clone(), self.size).places(range)
+    }
+
     /// Its bytes.
     ///
     /// # Errors
@@ -158,8 +196,23 @@ impl Group {
         }
         let reader = SegmentReader { extent_bytes, members: &members };
         let volumes = section.sections("logical_volumes").map(|(name, volume)| reader.logical(name, volume));
-        let (volumes, uuid) = (volumes.collect(), section.text("id").to_owned());
-        Ok(Self { name: name.to_owned(), uuid, extent_bytes, volumes, missing })
+        let (volumes, uuid): (Vec<Logical>, _) = (volumes.collect(), section.text("id").to_owned());
+        let areas = members.iter().filter_map(|member| {
+            let end = member.extents.checked_mul(extent_bytes)?.checked_add(member.start)?;
+            let device = member.device.as_ref().filter(|device| end <= device.size())?;
+            Some((Arc::clone(device), member.start..end))
+        });
+        let plain = volumes.iter().all(Logical::is_plain);
+        let taken = plain.then(|| volumes.iter().flat_map(|volume| volume.places(0..volume.size)).collect());
+        Ok(Self {
+            name: name.to_owned(),
+            uuid,
+            extent_bytes,
+            areas: areas.collect(),
+            taken,
+            volumes,
+            missing,
+        })
     }
 }
 

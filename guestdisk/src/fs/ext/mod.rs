@@ -14,11 +14,13 @@
 //! finished is replayed, in memory ([`journal`]); checksums are not looked at.
 
 mod dir;
+mod free;
 mod inode;
 mod journal;
 mod map;
 pub(crate) mod superblock;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use block::{BlockDevice, Result};
@@ -86,13 +88,18 @@ impl Ext {
 
     /// The first block of a group's inode table ("Block Group Descriptors").
     fn inode_table(&self, group: u64) -> Result<u64> {
+        let descriptor = self.descriptor(group)?;
+        let high = if descriptor.len() >= 64 { le32(&descriptor, 0x28) } else { 0 };
+        Ok(u64::from(high) << 32 | u64::from(le32(&descriptor, 8)))
+    }
+
+    /// The descriptor of a group.
+    fn descriptor(&self, group: u64) -> Result<Vec<u8>> {
         let superblock = &self.superblock;
         let per_block = superblock.block_bytes / superblock.descriptor_bytes;
         let block = superblock.descriptor_block(group / per_block);
         let offset = self.offset_of(block)? + group % per_block * superblock.descriptor_bytes;
-        let descriptor = self.source.bytes(offset, superblock.descriptor_bytes)?;
-        let high = if superblock.descriptor_bytes >= 64 { le32(&descriptor, 0x28) } else { 0 };
-        Ok(u64::from(high) << 32 | u64::from(le32(&descriptor, 8)))
+        self.source.bytes(offset, superblock.descriptor_bytes)
     }
 }
 
@@ -103,6 +110,10 @@ impl Nodes for Ext {
 
     fn root(&self) -> Node {
         Node::new(ROOT)
+    }
+
+    fn free_ranges(&self) -> Result<Option<Vec<Range<u64>>>> {
+        self.free_ranges()
     }
 
     fn metadata(&self, node: Node) -> Result<Metadata> {

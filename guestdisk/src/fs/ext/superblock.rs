@@ -28,6 +28,15 @@ const INCOMPAT_KNOWN: u32 = 0x2
     | 0x1_0000
     | 0x2_0000;
 const RO_COMPAT_SPARSE_SUPER: u32 = 0x1;
+/// Descriptors have flags and a checksum: `gdt_csum` or `metadata_csum`.
+const RO_COMPAT_GROUP_CHECKSUMS: u32 = 0x10 | 0x400;
+/// Features that do not change what a bit of a bitmap means: sparse_super, large_file, btree_dir, huge_file, gdt_csum,
+/// dir_nlink, extra_isize, quota, metadata_csum, readonly, project, verity, orphan_present. Not among them: clusters
+/// (bigalloc), whose bits are several blocks each, and snapshots.
+const RO_COMPAT_PLAIN_BITMAPS: u32 =
+    0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x40 | 0x100 | 0x400 | 0x1000 | 0x2000 | 0x8000 | 0x1_0000;
+/// The state of a file system that was unmounted and has no errors.
+const STATE_CLEAN: u16 = 1;
 const COMPAT_SPARSE_SUPER2: u32 = 0x200;
 
 /// The fields that are needed, checked.
@@ -42,6 +51,8 @@ pub(super) struct Superblock {
     pub(super) journal_inode: u64,
     first_data_block: u64,
     blocks_per_group: u64,
+    reserved_descriptor_blocks: u64,
+    state: u16,
     first_meta_group: u64,
     backup_groups: [u64; 2],
     compat: u32,
@@ -83,6 +94,8 @@ impl Superblock {
             journal_inode: flags(0xe0).into(),
             first_data_block: le32(raw, 0x14).into(),
             blocks_per_group: le32(raw, 0x20).into(),
+            reserved_descriptor_blocks: if dynamic { le16(raw, 0xce).into() } else { 0 },
+            state: le16(raw, 0x3a),
             first_meta_group: flags(0x104).into(),
             backup_groups: [flags(0x24c).into(), flags(0x250).into()],
             compat: flags(0x5c),
@@ -104,6 +117,47 @@ impl Superblock {
             return Ok(self);
         };
         Err(corrupt(format!("the superblock has {fault}")))
+    }
+
+    /// Whether the bits of the block bitmaps tell which blocks are in use: nothing is outstanding, nothing is damaged.
+    pub(super) fn bitmaps_can_be_trusted(&self) -> bool {
+        !self.needs_recovery()
+            && self.state == STATE_CLEAN
+            && self.ro_compat & !RO_COMPAT_PLAIN_BITMAPS == 0
+            && self.blocks > self.first_data_block
+            && self.blocks_per_group <= self.block_bytes * 8
+    }
+
+    /// Whether group descriptors have flags.
+    pub(super) fn has_group_checksums(&self) -> bool {
+        self.ro_compat & RO_COMPAT_GROUP_CHECKSUMS != 0
+    }
+
+    /// Number of groups.
+    pub(super) fn groups(&self) -> u64 {
+        self.blocks.saturating_sub(self.first_data_block).div_ceil(self.blocks_per_group)
+    }
+
+    /// The first block of a group, and one past its last.
+    pub(super) fn group_blocks(&self, group: u64) -> (u64, u64) {
+        let first = self.first_data_block.saturating_add(group.saturating_mul(self.blocks_per_group));
+        (first.min(self.blocks), first.saturating_add(self.blocks_per_group).min(self.blocks))
+    }
+
+    /// Blocks of a group's inode table.
+    pub(super) fn inode_table_blocks(&self) -> u64 {
+        (self.inodes_per_group * self.inode_bytes).div_ceil(self.block_bytes)
+    }
+
+    /// At most so many blocks at the beginning of a group are copies of the superblock and of descriptors, or kept for more
+    /// of those.
+    pub(super) fn blocks_in_front(&self, group: u64) -> u64 {
+        let per_block = self.block_bytes / self.descriptor_bytes;
+        let meta = self.incompat & INCOMPAT_META_BG != 0;
+        let old = if meta { self.first_meta_group } else { self.groups().div_ceil(per_block) };
+        let copies = if self.has_superblock(group) { 1 + old + self.reserved_descriptor_blocks } else { 0 };
+        // A meta group has its descriptors in its first, second and last group.
+        copies + u64::from(meta) * 2
     }
 
     /// Whether there is a journal that has not been brought to its end.

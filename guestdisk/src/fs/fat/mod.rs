@@ -10,7 +10,9 @@
 //! There are no inodes: a node is the place of its directory entry on the device, 0 the root.
 
 mod entry;
+mod free;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use block::num::to_usize;
@@ -285,6 +287,10 @@ impl Nodes for Fat {
 
     fn root(&self) -> Node {
         Node::new(0)
+    }
+
+    fn free_ranges(&self) -> Result<Option<Vec<Range<u64>>>> {
+        self.free_ranges()
     }
 
     fn metadata(&self, node: Node) -> Result<Metadata> {

@@ -12,11 +12,13 @@
 //! hashes are not needed for that. A log that was not finished is told of, and not replayed.
 
 mod dir;
+mod free;
 mod inode;
 mod log;
 mod map;
 mod place;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use block::num::to_usize;
@@ -37,6 +39,7 @@ const INCOMPAT_FTYPE: u32 = 0x1;
 #[derive(Debug, Clone)]
 struct Superblock {
     block_bytes: u64,
+    sector_bytes: u64,
     blocks: u64,
     group_blocks: u64,
     groups: u64,
@@ -71,6 +74,7 @@ impl Superblock {
         let (block_bits, directory_bits) = (byte(raw, 120), byte(raw, 192));
         let superblock = Self {
             block_bytes: be32(raw, 4).into(),
+            sector_bytes: be16(raw, 102).into(),
             blocks: be64(raw, 8),
             group_blocks: be32(raw, 84).into(),
             groups: be32(raw, 88).into(),
@@ -90,6 +94,7 @@ impl Superblock {
 
     fn check(self, block_bits: u8) -> Result<Self> {
         let sound = matches!(self.block_bytes, 512..=65536)
+            && matches!(self.sector_bytes, 512..=32768)
             && self.block_bytes == 1 << block_bits.min(63)
             && matches!(self.inode_bytes, 256..=2048)
             && self.inode_bytes.is_power_of_two()
@@ -178,6 +183,10 @@ impl Nodes for Xfs {
 
     fn root(&self) -> Node {
         Node::new(self.superblock.root)
+    }
+
+    fn free_ranges(&self) -> Result<Option<Vec<Range<u64>>>> {
+        self.free_ranges()
     }
 
     fn metadata(&self, node: Node) -> Result<Metadata> {

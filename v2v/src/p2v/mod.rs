@@ -1,0 +1,231 @@
+//! A physical machine as a source: what it is made of, what of its disks is in use, and copying them.
+//!
+//! ```text
+//!   /sys /proc /dev (or a tree that looks like them)
+//!        |  describe                     disks, processors, memory, firmware, network cards, clock
+//!        v
+//!      Found  -- Guest ------------->    machine.json, which `vimg v2v` takes as a source
+//!        |
+//!        v  copy                         in segments with digests, so that it can be interrupted and go on
+//!   images, exports of `vimg serve`
+//! ```
+//!
+//! Nothing here is changed on the machine, and nothing needs root but reading the disks.
+
+pub mod copy;
+mod disks;
+mod hardware;
+mod mounts;
+mod network;
+pub mod state;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::path::{Path, PathBuf};
+
+use guestdisk::{Location, Volume};
+use serde_json::{Value, json};
+
+use crate::guest::{Bus, Disk, DiskImage, Guest, Removable, RemovableKind, document};
+use tree::Tree;
+
+/// What was found of a machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The machine. Its disks are those of [`disks`](Self::disks), in that order.
+    pub guest: Guest,
+    /// Its disks.
+    pub disks: Vec<PhysicalDisk>,
+    /// Block devices that are none of its disks: the name, and why.
+    pub left_out: Vec<(String, String)>,
+}
+
+/// A disk of the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PhysicalDisk {
+    /// The kernel's name (`sda`, `nvme0n1`).
+    pub name: String,
+    /// Its device file.
+    pub device: PathBuf,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Maker and model.
+    pub model: String,
+    /// Its serial number.
+    pub serial: Option<String>,
+    /// Its names under `/dev/disk/by-id`, sorted.
+    pub by_id: Vec<String>,
+    /// What it is attached to.
+    pub bus: Option<Bus>,
+    /// It has platters.
+    pub rotational: bool,
+    /// File systems on it that are mounted.
+    pub mounts: Vec<Mounted>,
+}
+
+/// A file system that is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    /// The device that is mounted, by the kernel's name (`sda1`, `dm-0`).
+    pub device: String,
+    /// The name of a device-mapper's device (`vg-root`).
+    pub mapper: Option<String>,
+    /// Numbers of the partitions of the disk that it lies on; empty: the disk as a whole.
+    pub partitions: Vec<u32>,
+    /// Where.
+    pub path: PathBuf,
+    /// The file system's type.
+    pub kind: String,
+    /// It can be written to.
+    pub writable: bool,
+}
+
+/// Looks at the machine whose `/` is `root`: the one that we run on, or a tree that looks like one. What cannot be found
+/// out is left out.
+pub fn describe(root: &Path) -> Found {
+    let tree = Tree::new(root);
+    let mounts = mounts::all(&tree);
+    let live = mounts::live_medium(&tree, &mounts);
+    let (disks, left_out) = disks::all(&tree, &mounts, &live);
+    let mut guest = Guest {
+        disks: disks
+            .iter()
+            .map(|disk| described(disk, &disk.device.to_string_lossy(), Some("raw")))
+            .collect(),
+        removables: drives(&tree),
+        ..hardware::machine(&tree, live.is_rescue)
+    };
+    guest.nics = network::cards(&tree, &mut guest.notes);
+    Found { guest, disks, left_out }
+}
+
+/// A disk in the description, whose bytes are in `name`.
+fn described(disk: &PhysicalDisk, name: &str, format: Option<&str>) -> Disk {
+    Disk {
+        bus: disk.bus,
+        guest_name: Some(disk.name.clone()),
+        serial: disk.serial.clone(),
+        capacity_bytes: Some(disk.size_bytes),
+        ..Disk::new(
+            format!("/dev/{}", disk.name.replace('!', "/")),
+            DiskImage::Name { name: name.to_owned(), format: format.map(str::to_owned) },
+        )
+    }
+}
+
+fn drives(tree: &Tree<'_>) -> Vec<Removable> {
+    let names = tree.names("sys/block");
+    let of = |prefix: &str| names.iter().filter(|name| numbered(name, prefix)).count();
+    let drive = |kind, bus| Removable { kind, bus, medium: None };
+    let cdroms = std::iter::repeat_n(drive(RemovableKind::Cdrom, Some(Bus::Sata)), of("sr"));
+    let floppies = std::iter::repeat_n(drive(RemovableKind::Floppy, Some(Bus::Floppy)), of("fd"));
+    cdroms.chain(floppies).collect()
+}
+
+/// `PREFIX` and a number.
+fn numbered(name: &str, prefix: &str) -> bool {
+    name.strip_prefix(prefix)
+        .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+impl Found {
+    /// The disks that the user wants: by name, by device file, or all if none is named.
+    ///
+    /// # Errors
+    /// `NotFound`: there is no such disk, or it was left out, with the reason.
+    pub fn select(&self, wanted: &[String]) -> block::Result<Vec<&PhysicalDisk>> {
+        if wanted.is_empty() {
+            return Ok(self.disks.iter().collect());
+        }
+        let find = |name: &String| {
+            let short = name.strip_prefix("/dev/").unwrap_or(name);
+            let known = |disk: &&PhysicalDisk| {
+                disk.name == short
+                    || disk.name.replace('!', "/") == short
+                    || short
+                        .strip_prefix("disk/by-id/")
+                        .is_some_and(|id| disk.by_id.iter().any(|own| own == id))
+            };
+            self.disks.iter().find(known).ok_or_else(|| self.missing(short))
+        };
+        wanted.iter().map(find).collect()
+    }
+
+    fn missing(&self, name: &str) -> block::Error {
+        let message = match self.left_out.iter().find(|(other, _)| other == name) {
+            Some((_, reason)) => format!("'{name}' is no disk of the machine: {reason}"),
+            None => format!("the machine has no disk '{name}'"),
+        };
+        let error = block::Error::new(block::ErrorKind::NotFound, message);
+        let names: Vec<&str> = self.disks.iter().map(|disk| disk.name.as_str()).collect();
+        if names.is_empty() { error } else { error.hint(format!("Its disks: {}.", names.join(", "))) }
+    }
+
+    /// The description for the receiving end: the machine with these disks, each with the name and format of its image.
+    pub fn machine(&self, disks: &[(&PhysicalDisk, String, &str)]) -> Guest {
+        let disks = disks.iter().map(|(disk, name, format)| described(disk, name, Some(format)));
+        Guest { disks: disks.collect(), ..self.guest.clone() }
+    }
+
+    /// Everything as JSON.
+    pub fn document(&self) -> Value {
+        let disks: Vec<Value> = self.disks.iter().map(PhysicalDisk::document).collect();
+        let left_out: Vec<Value> =
+            self.left_out.iter().map(|(name, reason)| json!({"name": name, "reason": reason})).collect();
+        json!({"machine": document(&self.guest), "disks": disks, "left-out": left_out})
+    }
+}
+
+impl PhysicalDisk {
+    fn document(&self) -> Value {
+        let mounts: Vec<Value> = self
+            .mounts
+            .iter()
+            .map(|mounted| {
+                json!({
+                    "device": mounted.device,
+                    "path": mounted.path.to_string_lossy(),
+                    "type": mounted.kind,
+                    "writable": mounted.writable,
+                })
+            })
+            .collect();
+        json!({
+            "name": self.name,
+            "device": self.device.to_string_lossy(),
+            "size-bytes": self.size_bytes,
+            "model": self.model,
+            "serial": self.serial,
+            "by-id": self.by_id,
+            "bus": self.bus.map(Bus::name),
+            "rotational": self.rotational,
+            "mounts": mounts,
+        })
+    }
+
+    /// File systems on it that can be written to while it is copied.
+    pub fn written(&self) -> impl Iterator<Item = &Mounted> {
+        self.mounts.iter().filter(|mounted| mounted.writable)
+    }
+}
+
+/// Whether nobody writes to a volume of some disks, `disks[N]` being the disk N of `volume`. File systems mounted at `frozen`
+/// are at rest.
+pub fn is_at_rest(volume: &Volume, disks: &[&PhysicalDisk], frozen: &[PathBuf]) -> bool {
+    let concerns = |disk: usize, mounted: &Mounted| match &volume.location {
+        Location::Whole { disk: own } => *own == disk,
+        Location::Partition { disk: own, number } => {
+            *own == disk && (mounted.partitions.is_empty() || mounted.partitions.contains(number))
+        }
+        Location::Logical { group, name } => {
+            let mapper = format!("{}-{}", group.replace('-', "--"), name.replace('-', "--"));
+            // What is mounted is somebody else's, unless it is a volume of LVM.
+            mounted.mapper.as_ref().is_some_and(|own| *own == mapper)
+        }
+    };
+    let written = |(index, disk): (usize, &&PhysicalDisk)| {
+        disk.written().any(|mounted| concerns(index, mounted) && !frozen.contains(&mounted.path))
+    };
+    !disks.iter().enumerate().any(written)
+}
