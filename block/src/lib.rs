@@ -41,6 +41,7 @@ pub mod dirty;
 pub mod error;
 pub mod extent;
 pub mod file;
+pub mod freeze;
 pub mod image;
 pub mod lock;
 pub mod mem;

@@ -14,6 +14,8 @@ mod raw {
     nix::ioctl_write_ptr!(ficlonerange, 0x94, 13, libc::file_clone_range);
     nix::ioctl_read_bad!(blksszget, libc::BLKSSZGET, libc::c_int);
     nix::ioctl_write_ptr_bad!(blkdiscard, nix::request_code_none!(0x12, 119), [u64; 2]);
+    nix::ioctl_readwrite!(fifreeze, b'X', 119, libc::c_int);
+    nix::ioctl_readwrite!(fithaw, b'X', 120, libc::c_int);
 }
 
 /// `FICLONERANGE`: lets `len` bytes (above 0) at `offset` of `target` share the blocks of `source`.
@@ -48,6 +50,20 @@ pub(crate) fn discard(device: &File, offset: u64, len: u64) -> Result<(), Errno>
     let range = [offset, len];
     // SAFETY: the kernel reads two u64 through the pointer, which points to a live array of two.
     unsafe { raw::blkdiscard(device.as_raw_fd(), &raw const range) }.map(drop)
+}
+
+/// `FIFREEZE`: the file system of `folder` writes everything out and lets every writer wait.
+pub(crate) fn freeze(folder: &File) -> Result<(), Errno> {
+    let mut unused: libc::c_int = 0;
+    // SAFETY: the kernel takes the pointer for the sake of the call's form only; it points to a live int.
+    unsafe { raw::fifreeze(folder.as_raw_fd(), &raw mut unused) }.map(drop)
+}
+
+/// `FITHAW`: lets the writers go on.
+pub(crate) fn thaw(folder: &File) -> Result<(), Errno> {
+    let mut unused: libc::c_int = 0;
+    // SAFETY: as in `freeze`.
+    unsafe { raw::fithaw(folder.as_raw_fd(), &raw mut unused) }.map(drop)
 }
 
 /// What `O_DIRECT` demands of requests to this file, as far as the kernel tells (Linux 6.1 and newer): the

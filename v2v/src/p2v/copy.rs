@@ -71,6 +71,9 @@ pub struct Tally {
     pub unchanged: u64,
 }
 
+/// Remembers segments and their digests.
+pub type Remember<'a> = dyn Fn(&[(u64, Digest)]) -> Result<()> + Sync + 'a;
+
 #[derive(Debug, Default)]
 struct Counters {
     read: AtomicU64,
@@ -96,11 +99,7 @@ impl Counters {
 /// # Errors
 /// `Usage`: the target is smaller; reading or writing failed; `safe` failed; `Cancelled`. What `safe` was told of stays
 /// true.
-pub fn copy(
-    job: &Job<'_>,
-    progress: &dyn Progress,
-    safe: &(dyn Fn(&[(u64, Digest)]) -> Result<()> + Sync),
-) -> Result<Tally> {
+pub fn copy(job: &Job<'_>, progress: &dyn Progress, safe: &Remember) -> Result<Tally> {
     let size = job.source.size();
     if job.target.size() < size {
         let message = format!("the target has {} bytes, the disk {size}", job.target.size());
@@ -200,12 +199,10 @@ fn pieces(unused: &[Range<u64>], range: Range<u64>) -> Vec<(Range<u64>, bool)> {
     pieces
 }
 
-type Safe<'a> = &'a (dyn Fn(&[(u64, Digest)]) -> Result<()> + Sync);
-
 struct Copier<'a> {
     job: &'a Job<'a>,
     progress: &'a dyn Progress,
-    safe: Safe<'a>,
+    safe: &'a Remember<'a>,
     next: AtomicU64,
     stop: AtomicBool,
     counters: Counters,
