@@ -21,7 +21,7 @@ boot="grub-mkimage:grub-common extlinux:extlinux mkfs.vfat:dosfstools mcopy:mtoo
 lab="qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:kmod readelf:binutils xz:xz-utils setpriv:util-linux mke2fs:e2fsprogs"
 case $purpose in
     demo) wanted="$build $disk $qemu nbdcopy:libnbd-bin mmdebstrap:mmdebstrap cpio:cpio zstd:zstd busybox:busybox-static qemu-system-x86_64:qemu-system-x86" ;;
-    test) wanted="$build $qemu bunzip2:bzip2 xz:xz-utils cryptsetup:cryptsetup-bin create_compressed_fs:cloop-utils bximage:bximage tar:tar prlimit:util-linux unshare:util-linux timeout:coreutils vhdiinfo:libvhdi-utils vmdkinfo:libvmdk-utils sfdisk:fdisk mke2fs:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs mkfs.vfat:dosfstools mcopy:mtools sgdisk:gdisk pvcreate:lvm2 virsh:libvirt-clients xmllint:libxml2-utils losetup:mount getfattr:attr mmdebstrap:mmdebstrap zstd:zstd lz4:lz4 lzma:xz-utils debugfs:e2fsprogs certtool:gnutls-bin $nbd $lab" ;;
+    test) wanted="$build $qemu bunzip2:bzip2 xz:xz-utils cryptsetup:cryptsetup-bin create_compressed_fs:cloop-utils bximage:bximage tar:tar prlimit:util-linux unshare:util-linux timeout:coreutils vhdiinfo:libvhdi-utils vmdkinfo:libvmdk-utils sfdisk:fdisk mke2fs:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs mkfs.vfat:dosfstools mcopy:mtools sgdisk:gdisk pvcreate:lvm2 virsh:libvirt-clients xmllint:libxml2-utils fsck.fat:dosfstools mkswap:util-linux losetup:mount getfattr:attr mmdebstrap:mmdebstrap zstd:zstd lz4:lz4 lzma:xz-utils debugfs:e2fsprogs certtool:gnutls-bin $nbd $lab" ;;
     bench) wanted="$build $disk $qemu python3:python3 mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount" ;;
     bench-nbd) wanted="$build $qemu python3:python3 fio:fio nbdkit:nbdkit" ;;
     lint) wanted="$build" ;;

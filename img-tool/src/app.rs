@@ -304,6 +304,7 @@ fn run(cli: &Cli, app: &App) -> Outcome {
         Command::Map(args) => cmd::map::run(args, app),
         Command::Measure(args) => cmd::measure::run(args, app),
         Command::Nbd(args) => cmd::nbd::run(args, app),
+        Command::P2v(args) => cmd::p2v::run(args, app),
         Command::Rebase(args) => cmd::rebase::run(args, app),
         Command::Resize(args) => cmd::resize::run(args, app),
         Command::Serve(args) => cmd::serve::run(args, app),

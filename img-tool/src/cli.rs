@@ -99,6 +99,8 @@ pub(crate) enum Command {
     Measure(cmd::measure::Args),
     /// Show images as disks of this machine: /dev/nbd0
     Nbd(cmd::nbd::Args),
+    /// Copy the disks of this machine into images, with a description of the machine
+    P2v(Box<cmd::p2v::Args>),
     /// Change the backing file of an image
     Rebase(cmd::rebase::Args),
     /// Change the size of an image

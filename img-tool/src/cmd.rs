@@ -25,6 +25,7 @@ pub(crate) mod man;
 pub(crate) mod map;
 pub(crate) mod measure;
 pub(crate) mod nbd;
+pub(crate) mod p2v;
 pub(crate) mod rebase;
 pub(crate) mod resize;
 pub(crate) mod serve;

@@ -51,6 +51,7 @@ mod nbd_serve;
 mod nbd_soak;
 mod nbd_tls;
 mod node_options;
+mod p2v;
 mod qemu_nbd;
 mod random_ops;
 mod rebase;

@@ -368,3 +368,35 @@ fn packed(dir: &Dir) -> Machine {
     ova::write(&path, &machine, &ovf::Product::default(), &sources, &image::progress::Quiet).unwrap();
     machine
 }
+
+/// What is packed is read back as a source: the same machine, the same bytes.
+#[test]
+fn an_archive_comes_back_through_our_own_reader() {
+    requires!(tool("qemu-img"));
+    let dir = Dir::new();
+    let machine = packed(&dir);
+    let path = dir.file("it's packed.ova");
+    let options = v2v::source::SourceOptions::default();
+    let guest = v2v::source::read(path.to_str().unwrap(), &options).unwrap();
+    assert_eq!(guest.name, machine.name);
+    assert_eq!(guest.memory_bytes, Some(machine.memory_mib << 20));
+    assert_eq!(guest.cpus.count, Some(machine.cpus));
+    assert_eq!(guest.nics.len(), machine.nics.len());
+    assert_eq!(guest.nics[0].mac, machine.nics[0].mac);
+    assert_eq!(guest.nics[1].network_name.as_deref(), Some("br1"));
+    assert_eq!(guest.nics[0].model.as_deref(), Some("vmxnet3"));
+    assert!(guest.disks.iter().all(|disk| disk.bus == Some(Bus::Scsi)), "{:?}", guest.disks);
+    let opened = v2v::source::open_disks(&guest, &image::OpenOptions::default()).unwrap();
+    assert_eq!(opened.len(), machine.disks.len());
+    for (opened, disk) in opened.iter().zip(&machine.disks) {
+        let spec = image::Spec::from_filename(disk.path.to_str().unwrap()).unwrap();
+        let original = image::open(&spec, &image::OpenOptions::default()).unwrap().device();
+        assert_eq!(opened.size, original.size());
+        let read = |device: &dyn block::BlockDevice| {
+            let mut bytes = vec![0; usize::try_from(device.size()).unwrap()];
+            device.read_at(&mut bytes, 0).unwrap();
+            bytes
+        };
+        assert!(read(&*opened.device) == read(&*original), "{}", disk.path.display());
+    }
+}

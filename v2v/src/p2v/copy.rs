@@ -99,7 +99,7 @@ impl Counters {
 /// # Errors
 /// `Usage`: the target is smaller; reading or writing failed; `safe` failed; `Cancelled`. What `safe` was told of stays
 /// true.
-pub fn copy(job: &Job<'_>, progress: &dyn Progress, safe: &Remember) -> Result<Tally> {
+pub fn copy(job: &Job<'_>, progress: &dyn Progress, safe: &Remember<'_>) -> Result<Tally> {
     let size = job.source.size();
     if job.target.size() < size {
         let message = format!("the target has {} bytes, the disk {size}", job.target.size());

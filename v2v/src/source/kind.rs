@@ -9,7 +9,7 @@ use block::file::{FileOptions, HostFile};
 use block::{Error, ErrorKind, Result, ResultExt as _, Storage};
 use foreign::archive::{self, Gzip};
 
-use super::{disks, ovf, text};
+use super::{disks, machine, ovf, text};
 
 /// How much of a file is looked at.
 const HEAD: usize = 64 << 10;
@@ -33,6 +33,8 @@ pub enum Kind {
     VirtualBox,
     /// An export of Hyper-V, or its XML configuration.
     HyperV,
+    /// vimg's own description, as `vimg p2v` writes it.
+    Machine,
     /// A disk without a description.
     Disk,
 }
@@ -48,6 +50,7 @@ impl Kind {
             Self::Xen => "xl configuration",
             Self::VirtualBox => "VirtualBox configuration",
             Self::HyperV => "Hyper-V export",
+            Self::Machine => "vimg machine",
             Self::Disk => "disk",
         }
     }
@@ -174,6 +177,9 @@ fn of_text(head: &[u8], path: &Path) -> Result<Option<Kind>> {
         return Ok(None);
     }
     let text = String::from_utf8_lossy(head);
+    if text.trim_start().starts_with('{') && text.contains(machine::FORMAT) {
+        return Ok(Some(Kind::Machine));
+    }
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
     let keys = keys(&text);
     let has = |names: &[&str]| keys.iter().any(|key| names.contains(&key.as_str()));
@@ -251,6 +257,13 @@ fn in_folder(folder: &Path) -> Result<Found> {
         };
         files.iter().filter(is).collect()
     };
+    let is_machine = |path: &&&PathBuf| {
+        let kind = super::path_text(path).and_then(|name| of_file(path, &name)).map(|found| found.kind);
+        kind.is_ok_and(|kind| kind == Kind::Machine)
+    };
+    if let [only] = with(&["json"]).iter().filter(is_machine).collect::<Vec<_>>().as_slice() {
+        return Ok(Found::new(Kind::Machine, super::path_text(only)?));
+    }
     match with(&["ovf", "ova", "vmx", "vbox"]).as_slice() {
         [only] => return of_file(only, &super::path_text(only)?),
         [] => {}
@@ -311,6 +324,8 @@ mod tests {
         assert_eq!(kind("name = 'x'\n", "a.cfg"), Some(Kind::Xen));
         assert_eq!(kind("# Disk DescriptorFile\nversion=1\n", "a.vmx"), None);
         assert_eq!(kind("just words\n", "a.txt"), None);
+        assert_eq!(kind("{\"format\": \"vimg-machine\"}", "a"), Some(Kind::Machine));
+        assert_eq!(kind("{\"format\": \"vimg-p2v-state\"}", "a"), None);
         of_text(b"<html>", Path::new("a")).unwrap_err();
         for packed in [b"PK\x03\x04....".as_slice(), b"\xfd7zXZ\0.."] {
             assert!(refuse_packed(packed).unwrap_err().hints()[0].contains("unpack"));

@@ -18,6 +18,7 @@ mod disks;
 mod hyperv;
 mod kind;
 mod libvirt;
+mod machine;
 mod manifest;
 mod names;
 mod open;
@@ -113,6 +114,7 @@ fn read_kind(found: &kind::Found, options: &SourceOptions) -> Result<Guest> {
         Kind::Xen => xl::guest(&text::read_file(path)?, &place(false)?),
         Kind::VirtualBox => vbox::guest(&text::read_file(path)?, &place(false)?),
         Kind::HyperV => hyperv::guest(path, &options.policy),
+        Kind::Machine => machine::guest(&text::read_file(path)?, &place(false)?),
         Kind::Disk => Ok(disks::guest(&found.name)),
     }?;
     guest.notes.splice(0..0, found.notes.iter().cloned());
@@ -206,6 +208,7 @@ pub fn read_bytes(kind: Kind, bytes: &[u8]) -> Result<Guest> {
         Kind::Xen => xl::guest(bytes, &place),
         Kind::VirtualBox => vbox::guest(bytes, &place),
         Kind::HyperV => hyperv::configuration(bytes, &place),
+        Kind::Machine => machine::guest(bytes, &place),
         Kind::Ova | Kind::Disk => Err(Error::usage("an archive or a disk is no description")),
     }
 }
