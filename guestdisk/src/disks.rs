@@ -231,8 +231,13 @@ impl Disks {
 
     /// The same for the device of a volume.
     pub(crate) fn place_of(&self, device: &Arc<dyn BlockDevice>) -> Option<(usize, u64)> {
+        self.place(self.volume_of(device)?)
+    }
+
+    /// The volume that has this device.
+    pub(crate) fn volume_of(&self, device: &Arc<dyn BlockDevice>) -> Option<&Volume> {
         let same = |volume: &&Volume| std::ptr::addr_eq(Arc::as_ptr(&volume.device), Arc::as_ptr(device));
-        self.volumes.iter().find(same).and_then(|volume| self.place(volume))
+        self.volumes.iter().find(same)
     }
 
     /// What LVM knows of a volume, if it is a logical one whose bytes are nobody else's: not of a group with snapshots, which

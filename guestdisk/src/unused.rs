@@ -54,7 +54,7 @@ pub fn find(disks: &Disks, at_rest: &dyn Fn(&Volume) -> bool) -> Result<Vec<Unus
     for volume in disks.volumes().iter().filter(|volume| at_rest(volume)) {
         finder.volume(volume)?;
     }
-    finder.extents();
+    finder.extents(at_rest);
     let done = finder
         .found
         .into_iter()
@@ -136,10 +136,13 @@ impl Finder<'_> {
         }
     }
 
-    /// Extents of LVM that belong to no volume.
-    fn extents(&mut self) {
+    /// Extents of LVM that belong to no volume, unless somebody may be about to give them to one.
+    fn extents(&mut self, at_rest: &dyn Fn(&Volume) -> bool) {
         for (device, range) in self.disks.volume_groups().iter().flat_map(|group| group.unallocated()) {
-            if let Some((disk, base)) = self.disks.place_of(&device) {
+            let Some(volume) = self.disks.volume_of(&device).filter(|volume| at_rest(volume)) else {
+                continue;
+            };
+            if let Some((disk, base)) = self.disks.place(volume) {
                 self.found[disk].0.push(base + range.start..base + range.end);
             }
         }

@@ -3,6 +3,7 @@
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use block::num::to_usize;
 use guestdisk::fs::FileSystem;
 use guestdisk::{Disks, unused};
 use tests::guest::{Size, compare, fill, open};
@@ -35,7 +36,7 @@ fn empty(path: &Path) -> u64 {
     assert_eq!(found.notes, [""; 0]);
     let file = std::fs::File::options().write(true).open(path).unwrap();
     for range in &found.ranges {
-        file.write_all_at(&vec![0; (range.end - range.start) as usize], range.start).unwrap();
+        file.write_all_at(&vec![0; to_usize(range.end - range.start)], range.start).unwrap();
     }
     found.bytes()
 }

@@ -4,6 +4,7 @@ use std::os::unix::fs::{FileExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use block::num::to_usize;
 use guestdisk::Disks;
 use serde_json::Value;
 use tests::guest::{Size, compare, fill, open};
@@ -15,8 +16,9 @@ const JUNK: u8 = 0xaa;
 const MIB: u64 = 1 << 20;
 /// The partition with the file system begins here.
 const ROOT: u64 = MIB;
-const ROOT_MIB: u64 = 96;
-const DISK_MIB: u64 = 192;
+const ROOT_MIB: u64 = 48;
+const SWAP_MIB: u64 = 16;
+const DISK_MIB: u64 = 96;
 
 fn tools() -> Need {
     for name in ["sfdisk", "mke2fs", "e2fsck", "mkswap", "qemu-img"] {
@@ -34,17 +36,18 @@ impl Machine {
     fn new() -> Self {
         let machine = Self { dir: Dir::new() };
         let disk = machine.disk();
-        std::fs::write(&disk, vec![JUNK; (DISK_MIB * MIB) as usize]).unwrap();
-        let script = format!("label: gpt\nstart=1MiB, size={ROOT_MIB}MiB, type=L\nsize=32MiB, type=S\n");
+        std::fs::write(&disk, vec![JUNK; to_usize(DISK_MIB * MIB)]).unwrap();
+        let script =
+            format!("label: gpt\nstart=1MiB, size={ROOT_MIB}MiB, type=L\nsize={SWAP_MIB}MiB, type=S\n");
         Cmd::new("sfdisk").words("-q --wipe always").arg(&disk).stdin(script).ok();
         let tree = machine.tree();
         fill(&tree, Size { names: 100, largest: 5 << 20, unix: true });
         let part = machine.dir.file("part");
-        std::fs::write(&part, vec![JUNK; (ROOT_MIB * MIB) as usize]).unwrap();
+        std::fs::write(&part, vec![JUNK; to_usize(ROOT_MIB * MIB)]).unwrap();
         Cmd::new("mke2fs").words("-q -F -t ext4 -E nodiscard -d").arg(&tree).arg(&part).ok();
         machine.put(&part, ROOT);
         let swap = machine.dir.file("swap");
-        std::fs::write(&swap, vec![JUNK; (32 * MIB) as usize]).unwrap();
+        std::fs::write(&swap, vec![JUNK; to_usize(SWAP_MIB * MIB)]).unwrap();
         Cmd::new("mkswap").words("-q").arg(&swap).ok();
         machine.put(&swap, (1 + ROOT_MIB) * MIB);
         machine.file("sys/block/sda/size", &format!("{}\n", DISK_MIB * MIB / 512));
@@ -107,7 +110,7 @@ impl Machine {
         assert_eq!(disks.volumes()[1].content.as_ref().unwrap().kind.name(), "swap");
         let bytes = std::fs::read(&raw).unwrap();
         let part = self.dir.file("copied-part");
-        std::fs::write(&part, &bytes[ROOT as usize..((1 + ROOT_MIB) * MIB) as usize]).unwrap();
+        std::fs::write(&part, &bytes[to_usize(ROOT)..to_usize((1 + ROOT_MIB) * MIB)]).unwrap();
         let ran = Cmd::new("e2fsck").words("-fn").arg(&part).run();
         assert!(ran.code == Some(0), "{}{}", ran.stdout, ran.stderr);
         bytes.chunks(4096).filter(|block| **block == [JUNK; 4096]).count() as u64 * 4096
@@ -125,7 +128,7 @@ fn a_disk_is_copied_without_what_holds_nothing() {
     let ran = machine.p2v("-o out --verify").ok();
     assert!(ran.stdout.starts_with("sda: "), "{}", ran.stdout);
     let junk = machine.is_whole("out/sda.qcow2");
-    assert!(junk < 16 * MIB, "{junk} bytes of junk were copied");
+    assert!(junk < 12 * MIB, "{junk} bytes of junk were copied");
     let names: Vec<_> =
         std::fs::read_dir(machine.dir.file("out")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names.len(), 2, "images and description, and nothing else: {names:?}");
@@ -169,9 +172,9 @@ fn a_copy_that_was_killed_goes_on() {
     requires!(tools());
     let machine = Machine::new();
     let state = machine.dir.file("out/.vimg-p2v-state.json");
-    let mut child = machine.p2v("-o out --whole --rate 24M").spawn();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let done = || state.exists() && !json(&state)["disks"][0]["done"].as_object().unwrap().is_empty();
+    let mut child = machine.p2v("-o out --whole --threads 1 --rate 8M").spawn();
+    let deadline = Instant::now() + Duration::from_secs(90);
+    let done = || state.exists() && json(&state)["disks"][0]["done"].as_object().unwrap().len() >= 2;
     while !done() {
         assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "nothing is safe");
         std::thread::sleep(Duration::from_millis(50));
@@ -179,17 +182,11 @@ fn a_copy_that_was_killed_goes_on() {
     child.kill().unwrap();
     child.wait().unwrap();
     let safe = json(&state)["disks"][0]["done"].as_object().unwrap().len();
-    assert!((1..12).contains(&safe), "{safe} of 12 segments");
+    assert!((2..6).contains(&safe), "{safe} of 6 segments");
     assert!(!machine.dir.file("out/sda.qcow2").exists() && !machine.dir.file("out/machine.json").exists());
     machine.dir.poke("disk.raw", 5000, b"changed meanwhile");
     let ran = machine.p2v("-o out --whole --verify").ok();
     assert!(ran.stdout.contains("were there already"), "{}", ran.stdout);
-    let ran = Cmd::new("qemu-img")
-        .words("compare -s -f raw -F qcow2")
-        .arg(machine.disk())
-        .arg(machine.dir.file("out/sda.qcow2"))
-        .run();
-    assert!(ran.stdout.contains("identical") || ran.code == Some(0), "{}{}", ran.stdout, ran.stderr);
     let ran = Cmd::new("cmp").arg(machine.disk()).arg(machine.raw("out/sda.qcow2")).run();
     assert_eq!(ran.code, Some(0), "{}", ran.stdout);
     assert!(!state.exists());
@@ -245,7 +242,7 @@ fn disks_go_to_a_server_and_the_description_with_them() {
         assert!(ran.code == Some(0), "{}", ran.stderr);
         assert_eq!(server.stop().code, Some(0));
         let junk = machine.is_whole("sda.qcow2");
-        assert!(junk < 16 * MIB, "{junk}");
+        assert!(junk < 12 * MIB, "{junk}");
         let description = json(&machine.dir.file("machine.json"));
         assert_eq!(description["disks"][0]["image"]["name"], "sda.qcow2");
         // The next round finds what it would not have written.
@@ -266,10 +263,10 @@ fn a_copy_to_a_server_goes_on_too() {
     let machine = Machine::new();
     machine.dir.qemu_ok(&format!("create -f qcow2 target.qcow2 {DISK_MIB}M"));
     let server = Server::start(&machine.dir, "--export sda target.qcow2");
-    let mut child = machine.p2v("--whole --rate 24M --to").arg(server.uri_of("{disk}")).spawn();
+    let mut child = machine.p2v("--whole --rate 12M --to").arg(server.uri_of("{disk}")).spawn();
     let state = machine.dir.file("vimg-p2v-state.json");
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !(state.exists() && !json(&state)["disks"][0]["done"].as_object().unwrap().is_empty()) {
+    while !state.exists() || json(&state)["disks"][0]["done"].as_object().unwrap().is_empty() {
         assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "nothing is safe");
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -300,7 +297,7 @@ fn what_is_written_to_meanwhile_is_refused_unless_it_is_wanted() {
     let ran = machine.p2v("-o out --live").ok();
     assert!(ran.stderr.contains("like a machine that lost power"), "{}", ran.stderr);
     let junk = machine.is_whole("out/sda.qcow2");
-    assert!(junk > 64 * MIB, "free space of what is mounted is copied: {junk}");
+    assert!(junk > 24 * MIB, "free space of what is mounted is copied: {junk}");
 }
 
 #[test]

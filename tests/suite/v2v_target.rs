@@ -352,7 +352,13 @@ fn packed(dir: &Dir) -> Machine {
     let mut sources = vec![];
     for (index, disk) in (1_u8..).zip(&machine.disks) {
         let bytes: Vec<u8> = (0..8_u32 << 20)
-            .map(|at| if at % 0x30_0000 < 0x5_1234 { (at as u8).wrapping_mul(index) } else { 0 })
+            .map(|at| {
+                if at % 0x30_0000 < 0x5_1234 {
+                    u8::try_from(at % 251).unwrap().wrapping_mul(index)
+                } else {
+                    0
+                }
+            })
             .collect();
         let raw = dir.file("disk.raw");
         std::fs::write(&raw, bytes).unwrap();

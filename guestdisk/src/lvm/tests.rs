@@ -144,3 +144,30 @@ fn damage_is_told_and_nothing_else_happens() {
 fn names_of_device_mapper() {
     assert_eq!(mapper_name("vg-0", "root-b"), "vg--0-root--b");
 }
+
+#[test]
+fn extents_that_no_volume_has() {
+    let plain = r#"
+linear { id = "l" status = ["VISIBLE"]
+  segment1 { start_extent = 0 extent_count = 2 type = "striped" stripe_count = 1 stripes = ["pv0", 3] }
+}
+hidden { id = "h" status = []
+  segment1 { start_extent = 0 extent_count = 4 type = "striped" stripe_count = 2 stripe_size = 4 stripes = ["pv0", 0, "pv1", 14] }
+}"#;
+    let disks = [physical(0, 1, &text(4, plain), 512), physical(1, 101, &text(3, ""), 512)];
+    let group = group(&disks);
+    let ranges: Vec<Range<u64>> = group.unallocated().into_iter().map(|(_, range)| range).collect();
+    let extents = |first: u64, end: u64| 65536 + first * 4096..65536 + end * 4096;
+    assert_eq!(ranges, [extents(2, 3), extents(5, 16), extents(0, 14)]);
+    let places = group.volumes[1].places(2048..6144);
+    let places: Vec<Range<u64>> = places.into_iter().map(|(_, range)| range).collect();
+    let at = |extent: u64, offset: u64| 65536 + extent * 4096 + offset;
+    assert_eq!(places, [at(14, 0)..at(14, 2048), at(0, 2048)..at(0, 4096)]);
+}
+
+/// Of a group that is not understood as a whole, everything is in use.
+#[test]
+fn a_volume_of_another_type_keeps_all_extents() {
+    let group = group(&[physical(0, 1, &text(4, VOLUMES), 512), physical(1, 101, &text(3, ""), 512)]);
+    assert!(group.unallocated().is_empty());
+}
