@@ -65,20 +65,29 @@ pub(super) struct Qmp<'a> {
     pub(super) stream: UnixStream,
     pub(super) events: &'a Receiver<Event>,
     /// Events that came while a reply was waited for.
-    pub(super) early: Vec<Event>,
+    early: Vec<Event>,
+    /// The number of the last command: a reply that comes too late is not taken for the next one's.
+    last: u64,
 }
 
-impl Qmp<'_> {
+impl<'a> Qmp<'a> {
+    /// Speaks over `stream`; what is said there comes through `events`.
+    pub(super) fn new(stream: UnixStream, events: &'a Receiver<Event>) -> Self {
+        Self { stream, events, early: vec![], last: 0 }
+    }
+
     /// Carries out a command.
     pub(super) fn run(&mut self, command: &str, arguments: Value, limit: Duration) -> Result<Value> {
-        let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
+        self.last += 1;
+        let mut line = json!({ "execute": command, "arguments": arguments, "id": self.last }).to_string();
         line.push('\n');
         self.stream.write_all(line.as_bytes())?;
         let deadline = Instant::now() + limit;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.events.recv_timeout(left) {
-                Ok(Event::Reply(reply)) => return answer(command, &reply),
+                Ok(Event::Reply(reply)) if reply["id"] == self.last => return answer(command, &reply),
+                Ok(Event::Reply(_)) => {}
                 Ok(Event::Gone) | Err(_) => {
                     return Err(Error::unsupported(format!("qemu does not answer '{command}'")));
                 }
@@ -143,5 +152,23 @@ mod tests {
         let reply = json!({ "error": { "class": "GenericError", "desc": "no such thing" } });
         assert_eq!(answer("x", &reply).unwrap_err().to_string(), "qemu refuses 'x': no such thing");
         assert_eq!(answer("x", &json!({ "return": 7 })).unwrap(), 7);
+    }
+
+    #[test]
+    fn a_late_reply_is_nobodys() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (sender, events) = std::sync::mpsc::channel();
+        let mut qmp = Qmp::new(ours, &events);
+        qmp.run("slow", json!({}), Duration::ZERO).unwrap_err();
+        for event in [
+            Event::Reply(json!({ "return": "late", "id": 1 })),
+            Event::Shutdown("guest-reset".to_owned()),
+            Event::Reply(json!({ "return": "right", "id": 2 })),
+        ] {
+            sender.send(event).unwrap();
+        }
+        assert_eq!(qmp.run("next", json!({}), Duration::from_secs(9)).unwrap(), "right");
+        assert_eq!(qmp.next(), Event::Shutdown("guest-reset".to_owned()));
+        drop(theirs);
     }
 }

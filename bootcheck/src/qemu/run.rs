@@ -201,14 +201,14 @@ impl Runnable for Machine {
         let log = log.map(|listener| follow_log(&listener, Arc::clone(&self.observer)));
         let (reading, sender) = (stream.try_clone()?, self.sender.clone());
         let reader = std::thread::spawn(move || qmp::read(reading, &sender));
-        let mut qmp = Qmp { stream, events: &self.events, early: vec![] };
+        let mut qmp = Qmp::new(stream, &self.events);
         let mut begin = || -> Result<Duration> {
             qmp.run("qmp_capabilities", json!({}), READY)?;
             // qemu itself has had a look at the disks (their geometry); only the guest counts.
             self.disks.iter().for_each(|disk| disk.reset());
             let startup = called.elapsed();
             self.observer.started(Instant::now());
-            qmp.run("cont", json!({}), ANSWER)?;
+            qmp.run("cont", json!({}), READY)?;
             Ok(startup)
         };
         let startup = match begin() {
