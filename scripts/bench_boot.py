@@ -9,7 +9,7 @@ the changes vanish); the clock runs from the start of the process until `login:`
 
 --firmware: a disk with GRUB for a BIOS and one with GRUB on an EFI system partition are made on the spot (grub-pc-bin,
 grub-efi-amd64-bin, mtools, dosfstools); every monitor gets the same SeaBIOS or OVMF, with empty variables; the clock runs until
-GRUB's first line. BENCH_ROUNDS (3).
+GRUB's first line. BENCH_ROUNDS (3); BENCH_ONLY: those monitors that have this in their name.
 """
 
 import os
@@ -22,6 +22,7 @@ import time
 
 VIMG = os.path.abspath(sys.argv[1])
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
+ONLY = os.environ.get("BENCH_ONLY", "")
 SEABIOS = "/usr/share/seabios/bios-256k.bin"
 OVMF_CODE, OVMF_VARS = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
 QEMU = [
@@ -133,9 +134,11 @@ with tempfile.TemporaryDirectory() as scratch:
         monitors, awaited = firmwares(scratch), b"HELLO-FROM-GRUB"
     else:
         monitors, awaited = logins(sys.argv[2]), b"login:"
+    monitors = {name: command for name, command in monitors.items() if ONLY in name}
     figures = {name: [] for name in monitors}
     for _ in range(ROUNDS):
         for name, command in monitors.items():
             figures[name].append(seconds(command, awaited))
+            print(f"{name}: {figures[name][-1]:.2f} s", file=sys.stderr, flush=True)
 for name, values in figures.items():
     print(f"{name}: median {statistics.median(values):.2f} s of {', '.join(f'{value:.2f}' for value in values)}")
