@@ -80,7 +80,10 @@ impl Kind {
 
     /// Whether [`FileSystem::open`](crate::fs::FileSystem::open) can read it.
     pub fn is_readable(self) -> bool {
-        matches!(self, Self::Ext2 | Self::Ext3 | Self::Ext4 | Self::Vfat | Self::Xfs | Self::Btrfs)
+        matches!(
+            self,
+            Self::Ext2 | Self::Ext3 | Self::Ext4 | Self::Vfat | Self::Xfs | Self::Btrfs | Self::Ntfs
+        )
     }
 }
 

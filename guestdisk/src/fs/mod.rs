@@ -9,7 +9,7 @@
 //!        |
 //!   Nodes           root, entries of 2, metadata of 13, bytes of 13
 //!        |
-//!   ext  fat  xfs  btrfs
+//!   ext  fat  xfs  btrfs  ntfs
 //! ```
 //!
 //! Disks are taken as hostile: numbers are compared with the device before they are followed, trees have a limit of
@@ -20,6 +20,7 @@ mod btrfs;
 pub(crate) mod ext;
 pub(crate) mod fat;
 mod node;
+mod ntfs;
 mod path;
 mod place;
 mod redirect;
@@ -88,6 +89,7 @@ impl FileSystem {
             Kind::Btrfs => Box::new(btrfs::Btrfs::open(device, top, &mut notes)?),
             Kind::Xfs => Box::new(xfs::Xfs::open(device, &mut notes)?),
             Kind::Vfat => Box::new(fat::Fat::open(device)?),
+            Kind::Ntfs => Box::new(ntfs::Ntfs::open(device, &mut notes)?),
             other => {
                 return Err(Error::unsupported(format!("{other} is not a file system that is read here")));
             }
