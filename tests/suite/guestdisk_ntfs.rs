@@ -70,7 +70,8 @@ fn compressed_fragmented_and_linked_files() {
         Cmd::new("setfattr").words("-n system.ntfs_attrib_be -v 0x00000800").arg(mounted.join("a")).ok();
         for name in ["text", "sparse", "deep"] {
             let from = if name == "deep" { "boot/largest".to_owned() } else { format!("a/{name}") };
-            std::fs::copy(dir.file("tree").join(from), mounted.join("a").join(format!("packed {name}"))).unwrap();
+            std::fs::copy(dir.file("tree").join(from), mounted.join("a").join(format!("packed {name}")))
+                .unwrap();
         }
         // Many pieces: their list does not fit a record.
         use std::os::unix::fs::FileExt as _;

@@ -34,6 +34,7 @@ mod guestdisk_unused;
 mod guestedit;
 mod guestedit_faults;
 mod guestedit_in_place;
+mod hive;
 mod hostile;
 mod info;
 mod inspect;
