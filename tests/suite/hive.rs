@@ -51,14 +51,14 @@ fn we_read_and_change_what_hivex_writes() {
     let dir = Dir::new();
     std::fs::write(dir.file("one"), hive().into_bytes()).unwrap();
     let edits = "Windows Registry Editor Version 5.00\n\n\
-        [\\ControlSet001\\Services\\disk]\n\"Start\"=dword:00000003\n\"Name\"=str(1):\"gr\u{fc}n\"\n\n\
+        [\\ControlSet001\\Services\\disk]\n\"Start\"=dword:00000003\n\"Name\"=str(1):\"green\"\n\n\
         [-\\ControlSet001\\Services\\service 5]\n";
     std::fs::write(dir.file("edits.reg"), edits).unwrap();
     Cmd::new("hivexregedit").words("--merge --encoding UTF-8 one edits.reg").dir(dir.path()).ok();
     let mut hive = Hive::parse(std::fs::read(dir.file("one")).unwrap()).unwrap();
     assert!(hive.is_clean());
     let disk = hive.find("controlset001\\services\\DISK").unwrap().unwrap();
-    assert_eq!(hive.value(disk, "name").unwrap().unwrap().as_text().unwrap(), "gr\u{fc}n");
+    assert_eq!(hive.value(disk, "name").unwrap().unwrap().as_text().unwrap(), "green");
     assert!(hive.find("ControlSet001\\Services\\service 5").unwrap().is_none());
     // And back: what we change in it, hivex sees.
     hive.set(disk, "Start", &Value::number(0)).unwrap();

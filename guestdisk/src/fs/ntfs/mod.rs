@@ -399,6 +399,19 @@ impl Nodes for Ntfs {
         Ok(())
     }
 
+    fn lookup(&self, directory: Node, name: &[u8]) -> Result<Option<Entry>> {
+        let (wanted, mut found) = (self.upper(name), None);
+        self.entries(directory, &mut |entry| {
+            // Names of other lengths are other names, but where lengths in UTF-8 change with the case.
+            let may_be = entry.name.len() == name.len() || !entry.name.is_ascii() || !name.is_ascii();
+            if may_be && self.upper(&entry.name) == wanted {
+                found = Some(entry);
+            }
+            Ok(found.is_none())
+        })?;
+        Ok(found)
+    }
+
     fn same_name(&self, one: &[u8], other: &[u8]) -> bool {
         one == other || self.upper(one) == self.upper(other)
     }
