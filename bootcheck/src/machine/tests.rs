@@ -62,12 +62,16 @@ fn linux(kernel: &[u8]) -> MachineSpec {
 
 /// Runs a machine; one that does not end by itself is stopped after some seconds.
 fn run(spec: MachineSpec) -> (Outcome, Vec<u8>) {
+    run_within(Duration::from_secs(20), spec)
+}
+
+fn run_within(limit: Duration, spec: MachineSpec) -> (Outcome, Vec<u8>) {
     let console = Arc::new(Console::default());
     let machine = KvmEngine.build(spec, Arc::clone(&console) as _).unwrap();
     let control = machine.control();
     let (done, waits) = std::sync::mpsc::channel::<()>();
     let timer = std::thread::spawn(move || {
-        if waits.recv_timeout(Duration::from_secs(20)).is_err() {
+        if waits.recv_timeout(limit).is_err() {
             control.stop();
         }
     });

@@ -114,3 +114,69 @@ fn a_loaders_reads_and_the_firmwares_log_are_told() {
     assert_eq!(*ears.reads.lock(), [(1, 3, 1), (1, 15, 1)]);
     assert_eq!(*ears.log.lock(), b"log");
 }
+
+/// Debian's package `seabios`.
+const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
+
+/// A disk of 1 MiB full of `byte`, with `code` in its boot sector; sector 5 cannot be read.
+fn boot_disk(byte: u8, code: &[u8]) -> Disk {
+    use block::testing::{Fault, FaultStorage, Operation};
+    use nix::errno::Errno;
+    let mut bytes = vec![byte; 1 << 20];
+    bytes[..code.len()].copy_from_slice(code);
+    bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
+    let storage = FaultStorage::new(Arc::new(block::mem::MemStorage::from_bytes(bytes)));
+    storage.fail(Fault::always(Errno::EIO).on(&[Operation::Read]).at(5 * 512..6 * 512));
+    let device = block::raw::Raw::open(Arc::new(storage), block::raw::RawOptions::default()).unwrap();
+    Disk { device: Arc::new(device), read_only: false, serial: String::new() }
+}
+
+/// A boot sector that shows a byte of sector 1 of the first disk and of the second, `E` if sector 5 of that one is an
+/// error, and powers off as SeaBIOS would.
+fn boot_sector() -> Vec<u8> {
+    // xor ax, ax; mov ds, ax; mov es, ax
+    let mut code = vec![0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xc0];
+    // mov si, packet; mov ah, 0x42; mov dl, disk; int 0x13
+    let read = |packet: u16, disk: u8| {
+        let [low, high] = packet.to_le_bytes();
+        [0xbe, low, high, 0xb4, 0x42, 0xb2, disk, 0xcd, 0x13]
+    };
+    // mov ah, 0x0e; mov bx, 7; int 0x10
+    let print = [0xb4, 0x0e, 0xbb, 7, 0, 0xcd, 0x10];
+    for disk in [0x80, 0x81] {
+        // mov al, [0x8000]
+        code.extend([&read(0x7d00, disk)[..], &[0xa0, 0x00, 0x80], &print].concat());
+    }
+    // mov al, 'E'; jc over; mov al, 'X'; over:
+    code.extend([&read(0x7d10, 0x81)[..], &[0xb0, b'E', 0x72, 2, 0xb0, b'X'], &print].concat());
+    // SeaBIOS keeps a character until the next one: mov al, '.'
+    code.extend([&[0xb0, b'.'][..], &print].concat());
+    // mov dx, 0x604; mov ax, 0x2000; out dx, ax; hlt
+    code.extend([0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xf4]);
+    code.resize(0x100, 0);
+    for sector in [1u64, 5] {
+        // One sector to 0000:8000.
+        code.extend([0x10, 0, 1, 0, 0x00, 0x80, 0, 0]);
+        code.extend(sector.to_le_bytes());
+    }
+    code
+}
+
+/// The judge is SeaBIOS: our devices are as it expects them, and loaders find the disks through it.
+#[test]
+fn a_bios_boots_the_first_disk_and_reads_the_others() {
+    requires_kvm!();
+    let Ok(code) = std::fs::read(SEABIOS) else {
+        note_skip("no SeaBIOS on this machine");
+        return;
+    };
+    let disks = vec![boot_disk(b'1', &boot_sector()), boot_disk(b'2', &[0xf4])];
+    let boot = Boot::Firmware { code: code.into(), vars: None };
+    let spec = MachineSpec { boot, disks, memory_bytes: 64 << 20, ..spec(&Rom::new()) };
+    let (outcome, output) = run_within(Duration::from_secs(180), spec);
+    let output = String::from_utf8_lossy(&output);
+    assert_eq!(outcome.ending, Ending::PowerOff, "{output}");
+    assert!(output.contains("12E"), "{output}");
+    assert_eq!(outcome.disks[0].errors, 0);
+    assert!(outcome.disks[1].errors > 0);
+}
