@@ -131,23 +131,23 @@ pub const PATTERNS: &[Pattern] = &[
     failure(
         "GRUB cannot read the disk",
         Reason::BootLoader,
-        r"^(?:GRUB )?(?:Geom|Hard Disk|Floppy|Read) Error|^error: (?:\S+: )?(?:failure reading|attempt to read or write outside of)",
+        r"^(?:GRUB )?(?:Geom|Hard Disk|Floppy|Read) Error|^error: (?:\S+:)? ?(?:failure reading|attempt to read or write outside of)",
     ),
     // What GRUB misses may be a font, or a disk that its configuration only guessed; a kernel is no such thing.
     failure(
         "GRUB cannot load",
         Reason::BootLoader,
-        r"^error: (?:\S+: )?(?:you need to load the (?:kernel|Linux|linux) |invalid arch-independent ELF magic|invalid magic number|file `[^']*(?:vmlinuz|linux|bzImage|kernel|initr)[^']*' not found)",
+        r"^error: (?:\S+:)? ?(?:you need to load the (?:kernel|Linux|linux) |invalid arch-independent ELF magic|invalid magic number|file `[^']*(?:vmlinuz|linux|bzImage|kernel|initr)[^']*' not found)",
     ),
     failure(
         "SYSLINUX cannot load",
         Reason::BootLoader,
-        r"Could not find kernel image: |Failed to load (?:ldlinux|libcom32|COM32)|Loading .* \.{0,5} ?failed|^No DEFAULT or UI configuration directive found|^boot: ?$|^LILO? ?$|^L [0-9]{2}",
+        r"Could not find kernel image: |Failed to load (?:ldlinux|libcom32|COM32)|^Loading \S+ ?failed: |^No DEFAULT or UI configuration directive found|^boot: ?$|^LILO? ?$|^L [0-9]{2}",
     ),
     failure(
         "systemd-boot cannot load",
         Reason::BootLoader,
-        r"^(?:Failed to (?:execute|load|open|start|install)|Error (?:loading|opening|registering|preparing)) .*|^No loader found\. |Unable to locate (?:kernel|initrd)",
+        r"^Error loading (?:EFI binary )?\\|^Failed to execute .*\(\\.*\): |^Error (?:preparing|registering) initrd: |^No loader found\. ",
     ),
     failure(
         "Windows boot manager",
@@ -158,7 +158,7 @@ pub const PATTERNS: &[Pattern] = &[
     failure(
         "no bootable device (BIOS)",
         Reason::NoBootLoader,
-        r"No bootable device|[Mm]issing operating system|Missing OS|Multiple active partitions|Operating system not found|Invalid partition table|Error loading operating system|Operating system load error|[Nn]on-[Ss]ystem disk|This is not a bootable disk|No boot(?:able)? (?:device|disk)|FATAL: No bootable|Nothing to boot:",
+        r"No bootable device|[Mm]issing operating system|^Missing OS\b|Multiple active partitions|Operating system not found|Invalid partition table|Error loading operating system|Operating system load error|[Nn]on-[Ss]ystem disk|This is not a bootable disk|No boot(?:able)? (?:device|disk)|FATAL: No bootable|Nothing to boot:",
     ),
     // Its shell is the last thing that it tries.
     failure(

@@ -133,6 +133,12 @@ fn systems_and_boot_loaders_that_give_up() {
             "error: file `/boot/vmlinuz-6.1.0' not found.",
             "error: you need to load the kernel first.",
             "Could not find kernel image: vmlinuz-0.0",
+            "error: ../../grub-core/fs/fshelp.c:257:file `/boot/vmlinuz-6.1.0' not found.",
+            "error: ../../grub-core/loader/i386/linux.c:1129:you need to load the kernel first.",
+            "GRUB Hard Disk Error",
+            "Loading /vmlinuz-0.0 failed: No such file or directory",
+            "Error loading \\vmtest\\linux: Not Found",
+            "Failed to execute Debian (\\EFI\\Linux\\debian.efi): Load Error",
             "BOOTMGR is missing",
         ],
     );
@@ -158,6 +164,16 @@ fn ordinary_lines_mean_nothing() {
         "Loading Linux 6.1.0 ...",
         "# grub> is not a prompt here",
         "Welcome to Debian GNU/Linux 12 (bookworm)!",
+        // Loaders go on after these.
+        "error: no suitable video mode found.",
+        "error: no such device: 5b1c9f3e-8a70-4d0c-9a55-0d3b6c2f7a11.",
+        "error: file `/boot/grub/fonts/unicode.pf2' not found.",
+        "Boot failed: not a bootable disk",
+        "BdsDxe: failed to load Boot0001 \"UEFI Misc Device\" from PciRoot(0x0)/Pci(0x2,0x0): Not Found",
+        // What services say is no boot loader's.
+        "Failed to start Load Kernel Modules.",
+        "Failed to load SELinux policy.",
+        "Loading kernel modules... failed",
         "EXT4-fs (vda1): mounted filesystem with ordered data mode.",
     ] {
         assert_eq!(verdict(line), None, "{line}");
