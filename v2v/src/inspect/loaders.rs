@@ -56,7 +56,7 @@ pub(super) fn fill(disks: &Disks, view: &GuestView, system: &mut System) {
     for entry in &system.entries {
         // A unified kernel is no configuration.
         if entry.loader != Loader::UnifiedKernel {
-            files.add_file(&entry.source, entry.loader);
+            files.add_file(&entry.source, form_of(&entry.source.path, entry.loader));
         }
     }
     for (path, loader) in FILES {
@@ -88,6 +88,14 @@ pub(super) fn fill(disks: &Disks, view: &GuestView, system: &mut System) {
         }
     }
     system.loaders = files.found;
+}
+
+/// In which form a file is that this loader's entry comes from: GRUB's `blscfg` offers what the files of the Boot Loader
+/// Specification say.
+fn form_of(path: &Path, loader: Loader) -> Loader {
+    let is_entry = path.extension().is_some_and(|end| end == "conf")
+        && path.parent().is_some_and(|folder| folder.ends_with("loader/entries"));
+    if is_entry { Loader::BootLoaderSpec } else { loader }
 }
 
 /// What is mounted where EFI system partitions are mounted, on a disk without such types.
@@ -155,4 +163,21 @@ pub(super) fn firmware(disks: &Disks, found: &mut Inspection) {
         }
     }
     found.firmware_reasons.push(format!("{}: {}", choice.firmware, choice.reason));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_that_grub_takes_from_elsewhere_keep_their_form() {
+        for (path, form) in [
+            ("/loader/entries/0-rescue.conf", Loader::BootLoaderSpec),
+            ("/boot/loader/entries/a.conf", Loader::BootLoaderSpec),
+            ("/boot/grub2/grub.cfg", Loader::Grub),
+            ("/loader/grub.conf", Loader::Grub),
+        ] {
+            assert_eq!(form_of(Path::new(path), Loader::Grub), form, "{path}");
+        }
+    }
 }
