@@ -12,6 +12,7 @@ use super::cmdline::Cmdlines;
 use super::cpio::Archive;
 use super::draft::{Draft, MOST_FILE, Why};
 use super::loaders::guest_path;
+use super::lvm;
 use super::modules::{self, INDEXES, Modules, name_of, suffix_of};
 use super::names::Reader;
 use super::segment::{self, Packing};
@@ -220,6 +221,13 @@ impl Work<'_, '_> {
                 added.push(name);
             }
         }
+        if let Some(absent) = modules.absent(tree, &added) {
+            self.draft.ask(format!(
+                "Kernel {release} has no {} in its initramfs, and {absent}, which modules.dep lists, is not there: it does not start on KVM. Reinstall that kernel, or remove what is left of it.",
+                wanted.join(", ")
+            ));
+            return Ok(());
+        }
         self.take(&modules, &added, contents)?;
         missing.drivers.extend(
             wanted.iter().filter(|name| !missing.drivers.contains(name)).copied().collect::<Vec<_>>(),
@@ -355,6 +363,9 @@ impl Work<'_, '_> {
         }
         if path.contains("lvm/devices/") {
             return tables::lvm_devices(text, names);
+        }
+        if path.ends_with("lvm.conf") || path.ends_with("lvmlocal.conf") {
+            return lvm::conf(text, names);
         }
         if path.contains("mdadm") {
             return tables::devices(text, names, Reader::Plain);

@@ -309,3 +309,29 @@ fn an_old_kernel_with_lz4_goes_on_reading() {
     assert!(found.contains("conf/initramfs.conf"));
     assert!(found.iter().any(|path| Path::new(path).ends_with("virtio_blk.ko")));
 }
+
+#[test]
+fn what_is_left_of_a_removed_kernel_is_told_and_no_failure() {
+    let old = debian();
+    let (mut tree, system) = guest(&old, ".ko");
+    let folder = format!("/usr/lib/modules/{RELEASE}/kernel");
+    tree.files.retain(|path, _| !path.starts_with(&folder));
+    let (plan, missing) = planned(&tree, &system);
+    assert!(missing.is_empty());
+    assert!(plan.to_do[0].contains("which modules.dep lists, is not there"), "{:?}", plan.to_do);
+    // Its names are changed all the same.
+    assert!(!paths(&result(&old, &plan)).iter().any(|path| path.ends_with("virtio_blk.ko")));
+}
+
+#[test]
+fn the_filter_of_lvm_in_an_initramfs() {
+    let old = archive(|archive| {
+        archive.way_to("", "etc/lvm/lvm.conf").unwrap();
+        archive.file("etc/lvm/lvm.conf", 0o644, b"filter = [ \"a|/dev/sda3|\", \"r|.*|\" ]\n").unwrap();
+    });
+    let (tree, system) = guest(&old, ".ko");
+    let new = result(&old, &planned(&tree, &system).0);
+    let archive = initramfs::read(&new[..], &Limits::default(), &|_| true);
+    let member = archive.get("etc/lvm/lvm.conf").unwrap();
+    assert_eq!(member.bytes.as_deref().unwrap(), b"filter = [ \"a|/dev/vda3|\", \"r|.*|\" ]\n");
+}

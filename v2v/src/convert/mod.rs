@@ -8,6 +8,7 @@
 //!   names      what /dev/sda1 means, what it becomes       text      lines, columns, names of devices within text
 //!   cmdline    kernel command lines                        loaders   grub.cfg, menu.lst, BLS, grubenv, extlinux
 //!   tables     fstab, crypttab, resume, LVM                nics      names of network interfaces
+//!   lvm        filters of LVM                          units    of systemd, and what else names devices
 //!   services   consoles, guest tools, Xorg, modprobe       uefi      the fallback loader
 //!   in_place   what of a plan fits where files can only be overwritten
 //!   verify     whether the boot loader still offers what it did
@@ -24,6 +25,7 @@ mod initrd;
 #[cfg(test)]
 mod initrd_tests;
 mod loaders;
+mod lvm;
 mod modules;
 mod names;
 mod nics;
@@ -36,6 +38,7 @@ mod tables;
 mod text;
 pub mod tree;
 mod uefi;
+mod units;
 mod verify;
 mod windows;
 
@@ -66,6 +69,7 @@ pub(crate) fn linux(
     let from_elsewhere = guest.origin != Origin::Kvm;
     let lines = Cmdlines { names, from_xen: from_elsewhere, add_serial: options.serial_console };
     tables::convert(&mut draft, names);
+    units::convert(&mut draft, names);
     loaders::convert(&mut draft, system, &lines);
     services::lvm_devices(&mut draft);
     services::modprobe(&mut draft, options.bus.modules().get(1).copied().unwrap_or("virtio_blk"));

@@ -165,6 +165,15 @@ impl Modules {
         Ok(())
     }
 
+    /// The first of these modules whose file is not there: what is left of a kernel that was removed may list them.
+    pub(crate) fn absent(&self, tree: &dyn Tree, names: &[String]) -> Option<String> {
+        let mut paths = names.iter().filter_map(|name| self.modules.get(name)).map(|module| &module.path);
+        let is_there = |path: &&String| {
+            tree.locate(&self.folder.join(path)).is_some_and(|place| tree.stat(&place).is_some())
+        };
+        paths.find(|path| !is_there(path)).map(|path| self.folder.join(path).display().to_string())
+    }
+
     /// The bytes of a file of the folder; `None` if there is none.
     ///
     /// # Errors

@@ -92,6 +92,6 @@ proptest! {
         let lines = Cmdlines { names: &names, from_xen: true, add_serial: true };
         loaders::one(Loader::Grub, &text, &lines, &mut vec![]);
         tables::fstab(&text, &names, &mut vec![]);
-        tables::lvm_conf(&text, &names);
+        super::lvm::conf(&text, &names);
     }
 }

@@ -1,11 +1,17 @@
 //! fstab, crypttab and what else names devices outside of boot loaders.
 
 use super::draft::{Draft, Why};
+use super::lvm;
 use super::names::{Names, Reader, Verdict};
 use super::text::{each_line, map_devices};
 
 /// File systems that only the tools of another hypervisor can mount.
-const FOREIGN_FOLDERS: [&str; 5] = ["vmhgfs", "fuse.vmhgfs-fuse", "vboxsf", "prl_fs", "fuse.vmhgfs"];
+const FOREIGN_FOLDERS: [&str; 6] = ["vmhgfs", "fuse.vmhgfs-fuse", "vboxsf", "prl_fs", "fuse.vmhgfs", "xenfs"];
+/// What is mounted by such tools, whatever the type says (`fuse`).
+const FOREIGN_SOURCES: [&str; 3] = [".host:", "vmhgfs-fuse", "prl_fsd"];
+
+/// Keys of encrypted swap.
+const RANDOM: [&str; 3] = ["/dev/urandom", "/dev/random", "/dev/hwrng"];
 
 fn why(reason: &str) -> Why {
     Why::new("device-name", reason, "put the lines of the diff that begin with '-' back")
@@ -41,7 +47,9 @@ pub(crate) fn convert(draft: &mut Draft<'_>, names: &Names) {
         draft.edit(path, reason, |text| devices(text, names, Reader::Plain));
     }
     let lvm = why("LVM's filter accepts the disks by their names on KVM");
-    draft.edit("/etc/lvm/lvm.conf", lvm, |text| lvm_conf(text, names));
+    for path in ["/etc/lvm/lvm.conf", "/etc/lvm/lvmlocal.conf"] {
+        draft.edit(path, lvm.clone(), |text| lvm::conf(text, names));
+    }
 }
 
 /// LVM's devices file, where it cannot be taken away: entries by the names on KVM, which LVM compares with the UUIDs of the
@@ -76,18 +84,22 @@ pub(crate) fn fstab(text: &str, names: &Names, unknown: &mut Vec<String>) -> Str
     each_line(text, |_, line| {
         let fields = fields(line)?;
         let field = |index: usize| fields.get(index).map_or("", |(at, len)| &line[*at..*at + *len]);
-        if FOREIGN_FOLDERS.contains(&field(2)) {
+        let is_foreign = FOREIGN_SOURCES.iter().any(|source| field(0).starts_with(source));
+        if is_foreign || FOREIGN_FOLDERS.contains(&field(2)) {
             return nofail(line, *fields.get(3)?);
         }
+        // A log or a journal may lie on another device. The last field goes first: places in front of it stay right.
+        let options = map_devices(field(3), |name| becomes(names, name, Reader::Path));
+        let changed = (options != field(3)).then(|| replace_field(line, fields[3], &options));
         match names.judge(field(0), Reader::Tags) {
-            Verdict::Stays => None,
-            Verdict::Becomes(new) => Some(replace_field(line, fields[0], &new)),
+            Verdict::Stays => changed,
+            Verdict::Becomes(new) => Some(replace_field(changed.as_deref().unwrap_or(line), fields[0], &new)),
             Verdict::Unknown => {
                 let may_lack = field(3).split(',').any(|option| matches!(option, "noauto" | "nofail"));
                 if !may_lack {
                     unknown.push(format!("/etc/fstab: {}", field(0)));
                 }
-                None
+                changed
             }
         }
     })
@@ -109,7 +121,9 @@ pub(crate) fn crypttab(text: &str, names: &Names, unknown: &mut Vec<String>) -> 
         let fields = fields(line)?;
         let (at, len) = *fields.get(1)?;
         let name = &line[at..at + len];
-        match names.judge(name, Reader::Tags) {
+        // A key that is new at every start: what is on the device now is written over, and its UUID with it.
+        let is_random = fields.get(2).is_some_and(|(at, len)| RANDOM.contains(&&line[*at..*at + *len]));
+        match names.judge(name, if is_random { Reader::Kernel } else { Reader::Tags }) {
             Verdict::Stays => None,
             Verdict::Becomes(new) => Some(replace_field(line, (at, len), &new)),
             Verdict::Unknown => {
@@ -146,53 +160,6 @@ fn replace_field(line: &str, (at, len): (usize, usize), new: &str) -> String {
         _ => room.saturating_sub(new.len()).max(1),
     };
     format!("{}{new}{}{}", &line[..at], " ".repeat(padding), &rest[spaces..])
-}
-
-/// Patterns of LVM's filters that accept a name of the source: they accept that of KVM.
-pub(crate) fn lvm_conf(text: &str, names: &Names) -> String {
-    let mut within = false;
-    each_line(text, |_, line| {
-        let body = line.trim_start();
-        if body.starts_with('#') {
-            return None;
-        }
-        let starts = ["filter", "global_filter"]
-            .iter()
-            .any(|name| body.strip_prefix(name).is_some_and(|rest| rest.trim_start().starts_with('=')));
-        within |= starts;
-        if !within {
-            return None;
-        }
-        within = !line.contains(']');
-        Some(patterns(line, names))
-    })
-}
-
-fn patterns(line: &str, names: &Names) -> String {
-    let quoted: Vec<&str> = line.split('"').collect();
-    let edited = quoted.iter().enumerate().map(|(index, part)| {
-        if index % 2 == 0 || !part.starts_with('a') {
-            return (*part).to_owned();
-        }
-        let part = map_devices(part, |name| becomes(names, name, Reader::Plain));
-        families(&part, names.prefix())
-    });
-    edited.collect::<Vec<_>>().join("\"")
-}
-
-/// `/dev/sd`, followed by no letter of a disk, stands for all disks.
-fn families(pattern: &str, prefix: &str) -> String {
-    let mut out = pattern.to_owned();
-    for family in ["sd", "hd", "xvd"].iter().filter(|family| **family != prefix) {
-        let old = format!("/dev/{family}");
-        let is_all = out.find(&old).is_some_and(|at| {
-            out[at + old.len()..].chars().next().is_none_or(|next| !next.is_ascii_alphanumeric())
-        });
-        if is_all {
-            out = out.replace(&old, &format!("/dev/{prefix}"));
-        }
-    }
-    out
 }
 
 #[cfg(test)]
@@ -270,10 +237,26 @@ tmpfs /tmp tmpfs defaults 0 0";
     }
 
     #[test]
-    fn filters_of_lvm() {
-        let text = "devices {\n\t# filter = [ \"a|/dev/sda|\" ]\n\tfilter = [ \"a|^/dev/sda3$|\", \"a|/dev/sd.*|\",\n\t\"r|/dev/sdb|\" ]\n\tdir = \"/dev/sda\"\n}\n";
-        let new = lvm_conf(text, &vmware());
-        let expected = text.replace("/dev/sda3", "/dev/vda3").replace("/dev/sd.", "/dev/vd.");
-        assert_eq!(new, expected);
+    fn shared_folders_of_any_type() {
+        let edit = |line: &str| fstab(line, &vmware(), &mut vec![]);
+        for line in [
+            "vmhgfs-fuse /mnt/hgfs fuse defaults",
+            ".host:/ /mnt fuse defaults",
+            "xenfs /proc/xen xenfs defaults",
+        ] {
+            assert_eq!(edit(&format!("{line} 0 0")), format!("{line},nofail 0 0"));
+        }
+        // Another device of the same file system.
+        let line = "/dev/sdb1 /data xfs logdev=/dev/sda3,x-systemd.requires=/dev/sda1 0 0";
+        let expected =
+            format!("/dev/disk/by-partuuid/76696d67-03,x-systemd.requires=/dev/disk/by-uuid/{ROOT} 0 0");
+        let new = edit(line);
+        assert!(new.ends_with(&expected) && !new.contains("sdb1"), "{new}");
+    }
+
+    #[test]
+    fn encrypted_swap_loses_its_uuid() {
+        let text = "swap /dev/sda2 /dev/urandom swap\n";
+        assert_eq!(crypttab(text, &vmware(), &mut vec![]), text.replace("/dev/sda2", "PARTUUID=76696d67-02"));
     }
 }

@@ -27,7 +27,7 @@ const GENERATORS: [(&str, &str); 17] = [
 ];
 
 /// Configuration that says with which devices an initramfs works: paths, and beginnings of paths with a star.
-const CONFIGURATION: [&str; 25] = [
+const CONFIGURATION: [&str; 27] = [
     "init",
     "conf/conf.d/*",
     "conf/param.conf",
@@ -44,6 +44,8 @@ const CONFIGURATION: [&str; 25] = [
     "etc/mdadm.conf",
     "etc/mdadm/*",
     "etc/lvm/devices/*",
+    "etc/lvm/lvm.conf",
+    "etc/lvm/lvmlocal.conf",
     "etc/modules-load.d/*",
     "etc/udev/rules.d/70-persistent*",
     "etc/initrd-release",
