@@ -41,6 +41,12 @@ pub(crate) fn convert(draft: &mut Draft<'_>, system: &System, lines: &Cmdlines<'
             each_line(text, |_, line| Some(lines.edit(line, Reader::Tags, &mut unknown)))
         });
     }
+    // Entries of one's own, which the next configuration takes in.
+    let folder = Path::new("/etc/grub.d");
+    let quiet = Cmdlines { add_serial: false, ..*lines };
+    for (name, _) in draft.tree().list(folder).into_iter().filter(|(name, _)| name.contains("custom")) {
+        draft.edit(folder.join(name), next.clone(), |text| grub(text, &quiet, &mut unknown));
+    }
     // grubby and the early versions of blscfg keep the words for new kernels here.
     for path in ["/etc/default/grub.d", "/etc/kernel/cmdline.d"] {
         for (name, _) in draft.tree().list(Path::new(path)) {
@@ -389,5 +395,20 @@ LABEL own
         assert!(tight.contains("root=/dev/vda1"));
         let nothing = "# GRUB Environment Block\nsaved_entry=0\n####";
         assert_eq!(env_block(nothing, &lines).unwrap(), nothing);
+    }
+
+    #[test]
+    fn entries_of_ones_own_are_right_next_time() {
+        use super::super::tree::memory::Memory;
+        let text =
+            "#!/bin/sh\nexec tail -n +3 $0\nmenuentry x {\n\tlinux /own root=/dev/sda1 ro\n\tinitrd /i\n}\n";
+        let tree = Memory::default().file("/etc/grub.d/40_custom", text).file("/etc/grub.d/10_linux", text);
+        let names = names(["sda", "sdb"], TargetBus::VirtioBlk);
+        let lines = Cmdlines { names: &names, from_xen: false, add_serial: true };
+        let mut draft = Draft::new(&tree);
+        convert(&mut draft, &super::super::tests::system(), &lines);
+        let plan = draft.finish().unwrap();
+        assert_eq!(plan.changes.len(), 1);
+        assert_eq!(plan.changes[0].diff[1], format!("+\tlinux /own root=UUID={ROOT} ro"));
     }
 }
