@@ -21,6 +21,8 @@ pub struct Report {
     pub inspection: Inspection,
     /// What was changed, or would be.
     pub plan: Plan,
+    /// Files of some file systems could only be overwritten: the plan is what fits.
+    pub only_overwritten: bool,
     /// How far it came.
     pub stage: Stage,
     /// What went wrong; `None`: nothing.

@@ -7,6 +7,7 @@ use std::time::Instant;
 use block::{BlockDevice, Error, ErrorKind, ResultExt as _};
 use bootcheck::scratch;
 use guestdisk::Disks;
+use guestdisk::detect::Kind;
 use image::convert::{ConvertReport, ConvertRequest, Target, convert as copy};
 use image::progress::Progress as _;
 use image::{CreateRequest, Format, Layer, OpenOptions, Share};
@@ -14,7 +15,8 @@ use v2v::apply;
 use v2v::guest::{Bus, DiskImage, FirmwareKind, Guest, Nic};
 use v2v::inspect::{Inspection, SystemKind, inspect_with};
 use v2v::names::DiskNames;
-use v2v::plan::{self, Plan, PlanOptions, TargetBus};
+use v2v::convert::in_place;
+use v2v::plan::{self, Action, Plan, PlanOptions, TargetBus};
 use v2v::report::{Report, ReportedDisk, Stage};
 use v2v::source::{self, SourceOptions};
 use v2v::target::ova;
@@ -22,6 +24,7 @@ use v2v::target::ova;
 use super::writers::{Backend, Writers};
 use super::{Args, boot, describe, place};
 use crate::app::App;
+use crate::cmd::bootcheck::choose::choose;
 use crate::exit::{Failure, Outcome};
 use crate::progress::Reporter;
 
@@ -246,7 +249,40 @@ impl Context<'_> {
             return Ok(Plan::default());
         }
         self.refuse_obstacles(&report.inspection)?;
-        Ok(plan::make(disks, &report.guest, &report.inspection, &self.plan_options())?)
+        let plan = plan::make(disks, &report.guest, &report.inspection, &self.plan_options())?;
+        if !self.only_overwrites(&plan, disks, report) {
+            return Ok(plan);
+        }
+        report.only_overwritten = true;
+        Ok(in_place::fit(plan, disks)?)
+    }
+
+    /// Whether files of file systems that we cannot write can only be overwritten: because that is wanted, or because
+    /// nothing here can run the appliance.
+    fn only_overwrites(&self, plan: &Plan, disks: &Disks, report: &mut Report) -> bool {
+        match self.backend {
+            Backend::Native => return true,
+            Backend::Appliance => return false,
+            Backend::Auto => {}
+        }
+        let kind = |change: &plan::Change| disks.volumes().get(change.volume)?.content.as_ref().map(|found| found.kind);
+        let needs = |change: &plan::Change| {
+            matches!(kind(change), Some(Kind::Xfs | Kind::Btrfs)) && !matches!(change.action, Action::Replace { .. })
+        };
+        if !plan.changes.iter().any(needs) {
+            return false;
+        }
+        match choose(&self.args.engine, self.app) {
+            Ok(_) => false,
+            Err(_) => {
+                report.warnings.push(
+                    "Nothing here can run the appliance, which new files on this guest's file systems take \
+                     ('vimg doctor' says why): only what is there already was overwritten."
+                        .to_owned(),
+                );
+                true
+            }
+        }
     }
 
     fn plan_options(&self) -> PlanOptions {
@@ -301,7 +337,10 @@ impl Context<'_> {
     fn verify_changes(&self, devices: Vec<Arc<dyn BlockDevice>>, report: &mut Report) -> Outcome<()> {
         let disks = Disks::open_all(devices)?;
         let inspection = inspect_with(&disks, &names(&report.guest))?;
-        let left = plan::make(&disks, &report.guest, &inspection, &self.plan_options())?;
+        let mut left = plan::make(&disks, &report.guest, &inspection, &self.plan_options())?;
+        if report.only_overwritten {
+            left = in_place::fit(left, &disks)?;
+        }
         if let Some(change) = left.changes.first() {
             let message = format!(
                 "the guest was changed, but not as planned: '{}' would have to be changed again ({})",
