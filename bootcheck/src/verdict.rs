@@ -209,7 +209,7 @@ pub enum Stopped {
 pub fn judge(stopped: Stopped, watched: &Watched, outcome: &Outcome) -> Verdict {
     // What the console has told counts, whatever came after it.
     if let Some(failure) = watched.failures.first() {
-        return not_booted(refine(failure.reason, &outcome.disks), None);
+        return not_booted(refine(failure.reason, watched.kernel_reads, &outcome.disks), None);
     }
     if watched.success.is_some() {
         return Verdict::Booted;
@@ -245,14 +245,17 @@ fn engine_failed(error: String) -> Verdict {
 /// disk looks for partitions, which takes eight sectors and more.
 const FIRMWARE_READS: u64 = 512;
 
-/// A guest that misses its root device, or gave up in its initramfs, and has not read its disks, cannot see them.
-fn refine(reason: Reason, disks: &[DiskActivity]) -> Reason {
+/// A guest that misses its root device, or gave up in its initramfs, and has not read its disks
+/// (since its kernel began), cannot see them.
+fn refine(reason: Reason, kernel_reads: Option<u64>, disks: &[DiskActivity]) -> Reason {
     let about_disks = matches!(
         reason,
         Reason::RootNotFound | Reason::RootNotMounted | Reason::InitramfsShell | Reason::DracutShell
     );
     let untouched = |disk: &DiskActivity| disk.read_bytes <= FIRMWARE_READS && disk.errors == 0;
-    if about_disks && !disks.is_empty() && disks.iter().all(untouched) {
+    // Behind a firmware and a boot loader, which have read, only what came after the kernel's first words counts.
+    let unseen = kernel_reads == Some(0) || disks.iter().all(untouched);
+    if about_disks && !disks.is_empty() && unseen {
         Reason::NoDiskDriver
     } else {
         reason

@@ -177,7 +177,16 @@ impl Watcher {
         for line in self.console.push(bytes, at) {
             self.look(&line, at, Evidence::Console);
             self.used = 0;
+            self.count_from_kernel();
             keep(&mut self.tail, &line);
+        }
+    }
+
+    /// From the kernel's first words on, reads are its own: a boot loader has read all that it wanted by then.
+    fn count_from_kernel(&mut self) {
+        let kernel = |station: &Station| station.by.is_spoken() && station.milestone == Milestone::Kernel;
+        if self.through.is_some() && self.watched.kernel_reads.is_none() {
+            self.watched.kernel_reads = self.watched.stations.iter().any(kernel).then_some(0);
         }
     }
 
@@ -209,6 +218,9 @@ impl Watcher {
     /// The guest reads this of a disk at `at`.
     pub fn disk_read(&mut self, disk: usize, sector: u64, sectors: u64, at: Duration) {
         self.last_sign = at;
+        if let Some(reads) = &mut self.watched.kernel_reads {
+            *reads += 1;
+        }
         let Some(through) = &mut self.through else { return };
         if let Some((milestone, why)) = through.trace.read(disk, sector, sectors, at) {
             self.pass(milestone, &why, at, Evidence::DiskReads);

@@ -176,7 +176,7 @@ fn an_xfs_guest_of_xen_boots_after_the_conversion_and_not_before() {
     requires!(qemu_system(), tool("xfs_repair"));
     let place = place!();
     let raw = place.guest("xen-xfs.raw");
-    let before = place.boot(&format!("--firmware bios -f raw {raw} --append console=ttyS0"), 1);
+    let before = place.boot(&format!("--firmware bios --add-console -f raw {raw}"), 1);
     assert!(before["verdict"] == "not-booted", "{before:#}");
 
     fs::copy(&raw, place.dir.file("xen.raw")).unwrap();

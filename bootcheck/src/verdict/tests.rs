@@ -69,6 +69,18 @@ fn who_never_reads_has_no_driver() {
     expect_reason(&judge(Stopped::Decided, &failing(Reason::KernelPanic), &ended), Reason::KernelPanic);
 }
 
+/// Behind a boot loader the disk has been read: what counts is who reads it after the kernel's first words.
+#[test]
+fn a_kernel_that_never_reads_has_no_driver_whatever_its_loader_read() {
+    let mut ended = outcome(Ending::Stopped);
+    ended.disks = vec![DiskActivity { reads: 900, read_bytes: 20 << 20, ..DiskActivity::default() }];
+    let after = |reads| Watched { kernel_reads: reads, ..failing(Reason::RootNotFound) };
+    expect_reason(&judge(Stopped::Decided, &after(Some(0)), &ended), Reason::NoDiskDriver);
+    for reads in [None, Some(1)] {
+        expect_reason(&judge(Stopped::Decided, &after(reads), &ended), Reason::RootNotFound);
+    }
+}
+
 #[test]
 fn time_limits() {
     let limit = Stopped::TimeLimit(Duration::from_secs(60));

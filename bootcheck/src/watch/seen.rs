@@ -113,6 +113,8 @@ pub struct Watched {
     pub tail: Vec<String>,
     /// The last lines of the firmware's log, oldest first.
     pub firmware_log: Vec<String>,
+    /// Read requests since the kernel said its first words, behind a firmware; `None`: it has not, or there is none.
+    pub kernel_reads: Option<u64>,
     /// What has been read of the disks' landmarks, in the order of time.
     pub readings: Vec<Reading>,
 }

@@ -46,6 +46,19 @@ fn expect_failure(console: &[u8], reason: Reason, line: &str) {
 }
 
 #[test]
+fn reads_count_from_the_kernels_first_words() {
+    let mut watcher = Watcher::new(Expectations::default(), Some(Through::default())).unwrap();
+    watcher.disk_read(0, 0, 1, seconds(0));
+    watcher.feed(b"GRUB loading.\r\n", seconds(1));
+    watcher.disk_read(0, 2048, 8, seconds(1));
+    watcher.feed(b"[    0.000000] Linux version 6.1.0-30-amd64 (debian-kernel@lists.debian.org)\r\n", seconds(2));
+    watcher.feed(b"[    0.000000] Command line: root=/dev/sda1\r\n", seconds(2));
+    assert_eq!(watcher.watched.kernel_reads, Some(0));
+    watcher.disk_read(0, 0, 8, seconds(3));
+    assert_eq!(watcher.finish(seconds(4)).kernel_reads, Some(1));
+}
+
+#[test]
 fn a_debian_comes_up() {
     let watched = watch(include_bytes!("../../testdata/debian.log"));
     let success = watched.success.clone().unwrap();
