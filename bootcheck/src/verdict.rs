@@ -255,11 +255,7 @@ fn refine(reason: Reason, kernel_reads: Option<u64>, disks: &[DiskActivity]) -> 
     let untouched = |disk: &DiskActivity| disk.read_bytes <= FIRMWARE_READS && disk.errors == 0;
     // Behind a firmware and a boot loader, which have read, only what came after the kernel's first words counts.
     let unseen = kernel_reads == Some(0) || disks.iter().all(untouched);
-    if about_disks && !disks.is_empty() && unseen {
-        Reason::NoDiskDriver
-    } else {
-        reason
-    }
+    if about_disks && !disks.is_empty() && unseen { Reason::NoDiskDriver } else { reason }
 }
 
 /// Only a firmware or boot loader stalls.

@@ -51,7 +51,10 @@ fn reads_count_from_the_kernels_first_words() {
     watcher.disk_read(0, 0, 1, seconds(0));
     watcher.feed(b"GRUB loading.\r\n", seconds(1));
     watcher.disk_read(0, 2048, 8, seconds(1));
-    watcher.feed(b"[    0.000000] Linux version 6.1.0-30-amd64 (debian-kernel@lists.debian.org)\r\n", seconds(2));
+    watcher.feed(
+        b"[    0.000000] Linux version 6.1.0-30-amd64 (debian-kernel@lists.debian.org)\r\n",
+        seconds(2),
+    );
     watcher.feed(b"[    0.000000] Command line: root=/dev/sda1\r\n", seconds(2));
     assert_eq!(watcher.watched.kernel_reads, Some(0));
     watcher.disk_read(0, 0, 8, seconds(3));

@@ -125,6 +125,12 @@ pub(crate) struct Args {
     /// How file systems are changed: auto, native (by vimg itself), or appliance (by a small Linux in a test machine)
     #[arg(long, value_name = "BACKEND", default_value = "auto", help_heading = "The guest's system")]
     backend: String,
+    /// The appliance's kernel (default: the guest's own, or else this host's)
+    #[arg(long, value_name = "FILE", requires = "appliance_modules", help_heading = "The guest's system")]
+    appliance_kernel: Option<PathBuf>,
+    /// The folder of its modules (/lib/modules/RELEASE)
+    #[arg(long, value_name = "DIR", requires = "appliance_kernel", help_heading = "The guest's system")]
+    appliance_modules: Option<PathBuf>,
     /// Which machine of an OVF with several
     #[arg(long, value_name = "ID", help_heading = "The source")]
     system: Option<String>,

@@ -12,16 +12,16 @@ use image::convert::{ConvertReport, ConvertRequest, Target, convert as copy};
 use image::progress::Progress as _;
 use image::{CreateRequest, Format, Layer, OpenOptions, Share};
 use v2v::apply;
+use v2v::convert::in_place;
 use v2v::guest::{Bus, DiskImage, FirmwareKind, Guest, Nic};
 use v2v::inspect::{Inspection, SystemKind, inspect_with};
 use v2v::names::DiskNames;
-use v2v::convert::in_place;
 use v2v::plan::{self, Action, Plan, PlanOptions, TargetBus};
 use v2v::report::{Report, ReportedDisk, Stage};
 use v2v::source::{self, SourceOptions};
 use v2v::target::ova;
 
-use super::writers::{Backend, Writers};
+use super::writers::{Backend, Known, Writers};
 use super::{Args, boot, describe, place};
 use crate::app::App;
 use crate::cmd::bootcheck::choose::choose;
@@ -265,9 +265,12 @@ impl Context<'_> {
             Backend::Appliance => return false,
             Backend::Auto => {}
         }
-        let kind = |change: &plan::Change| disks.volumes().get(change.volume)?.content.as_ref().map(|found| found.kind);
+        let kind = |change: &plan::Change| {
+            disks.volumes().get(change.volume)?.content.as_ref().map(|found| found.kind)
+        };
         let needs = |change: &plan::Change| {
-            matches!(kind(change), Some(Kind::Xfs | Kind::Btrfs)) && !matches!(change.action, Action::Replace { .. })
+            matches!(kind(change), Some(Kind::Xfs | Kind::Btrfs))
+                && !matches!(change.action, Action::Replace { .. })
         };
         if !plan.changes.iter().any(needs) {
             return false;
@@ -321,8 +324,8 @@ impl Context<'_> {
     /// Makes the changes, on the overlays.
     fn change(&self, disks: &Disks, report: &mut Report) -> Outcome<()> {
         let names = names(&report.guest);
-        let known = (&report.inspection, &names);
-        let mut writers = Writers::new(disks, &report.plan, known, self.backend, &self.args.engine, self.app);
+        let known = Known { disks, inspection: &report.inspection, names: &names, plan: &report.plan };
+        let mut writers = Writers::new(known, self.backend, self.args, self.app)?;
         let applied = apply::apply(&report.plan, &mut |volume| writers.open(volume), &mut ())?;
         writers.finish()?;
         for volume in applied.volumes {
