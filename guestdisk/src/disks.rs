@@ -332,8 +332,10 @@ fn kernel_name(name: &str) -> Option<Location> {
     };
     if let Some(rest) = name.strip_prefix("nvme") {
         let (controller, rest) = rest.split_once('n')?;
-        let (_, number) = rest.split_once('p').unwrap_or((rest, ""));
-        return place(controller.parse().ok()?, number);
+        let (namespace, number) = rest.split_once('p').unwrap_or((rest, ""));
+        // Either each disk has a controller, or all are namespaces of the first.
+        let (controller, namespace): (usize, usize) = (controller.parse().ok()?, namespace.parse().ok()?);
+        return place(controller.checked_add(namespace.checked_sub(1)?)?, number);
     }
     if let Some(rest) = name.strip_prefix("mmcblk") {
         let (disk, number) = rest.split_once('p').unwrap_or((rest, ""));
@@ -378,6 +380,7 @@ mod tests {
         assert_eq!(Name::parse("/dev/sdb3"), partition(1, 3));
         assert_eq!(Name::parse("/dev/xvdaa12"), partition(26, 12));
         assert_eq!(Name::parse("/dev/nvme1n1p2"), partition(1, 2));
+        assert_eq!(Name::parse("/dev/nvme0n2p1"), partition(1, 1));
         assert_eq!(Name::parse("/dev/vda"), Some(Name::Place(Location::Whole { disk: 0 })));
         assert_eq!(Name::parse("/dev/mapper/vg-root"), Some(Name::Mapper("vg-root")));
         for nothing in

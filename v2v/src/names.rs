@@ -27,12 +27,33 @@ impl DiskNames {
         {
             return index_at(disks, &location);
         }
+        if let Some(location) = name.strip_prefix("/dev/").and_then(|device| self.among_unnamed(device)) {
+            return location.and_then(|location| index_at(disks, &location));
+        }
         if let Ok(volume) = disks.find(name) {
             return index_of(disks, volume);
         }
         let device = name.strip_prefix("/dev/")?;
         let location = position(device).or_else(|| by_link(disks, device))?;
         index_at(disks, &location)
+    }
+
+    /// Where the source says some names, those of another family count the disks that have none. `None`: this name does not
+    /// count disks, or the source says none or all of them; `Some(None)`: there is no such disk.
+    fn among_unnamed(&self, device: &str) -> Option<Option<Location>> {
+        let is_named = |name: &Option<String>| name.as_deref().is_some_and(|name| !name.is_empty());
+        if !self.names.iter().any(is_named) || self.names.iter().all(is_named) {
+            return None;
+        }
+        let rest = ["xvd", "sd", "vd", "hd"].iter().find_map(|family| device.strip_prefix(family))?;
+        let number = rest.trim_start_matches(|c: char| c.is_ascii_lowercase());
+        let letters = &rest[..rest.len() - number.len()];
+        if letters.is_empty() || letters.len() > 3 || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        let index = letters.bytes().fold(0, |sum, letter| sum * 26 + usize::from(letter - b'a') + 1) - 1;
+        let mut unnamed = (0..self.names.len()).filter(|disk| !is_named(&self.names[*disk]));
+        Some(unnamed.nth(index).and_then(|disk| place(disk, number)))
     }
 
     /// By what the source calls its disks. The longest name counts: `xvda1` may be a disk beside `xvda`.
@@ -133,6 +154,18 @@ mod tests {
         assert_eq!(names.by_source("xvda1"), None);
         assert_eq!(names.by_source("sdab"), None);
         assert_eq!(names.by_source("nvme0n12"), None);
+    }
+
+    #[test]
+    fn disks_without_a_name_are_counted_among_themselves() {
+        let some = DiskNames { names: vec![Some("nvme0n1".to_owned()), None, None] };
+        let partition = |disk, number| Some(Some(Location::Partition { disk, number }));
+        assert_eq!(some.among_unnamed("sda1"), partition(1, 1));
+        assert_eq!(some.among_unnamed("sdb2"), partition(2, 2));
+        assert_eq!(some.among_unnamed("sdc1"), Some(None));
+        assert_eq!(some.among_unnamed("nvme0n1p1"), None);
+        assert_eq!(DiskNames::default().among_unnamed("sda1"), None);
+        assert_eq!(names(&["sda", "sdb"]).among_unnamed("sda1"), None);
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub(crate) fn linux(
     let mut draft = Draft::new(tree);
     let from_elsewhere = guest.origin != Origin::Kvm;
     let lines = Cmdlines { names, from_xen: from_elsewhere, add_serial: options.serial_console };
-    tables::convert(&mut draft, names);
+    tables::convert(&mut draft, names, system.root);
     units::convert(&mut draft, names);
     loaders::convert(&mut draft, system, &lines);
     services::lvm_devices(&mut draft);

@@ -95,8 +95,12 @@ impl<'a> KernelName<'a> {
             let after = rest[at..].strip_prefix(*separator)?;
             let len = digits(after)?;
             // `cciss/c0d1` is the second disk of the first controller; `nvme1n1` the first of the second.
+            let number: usize = after[..len].parse().ok()?;
             if *separator == 'd' {
-                index = index.checked_mul(16)?.checked_add(after[..len].parse().ok()?)?;
+                index = index.checked_mul(16)?.checked_add(number)?;
+            } else {
+                // Several disks at one controller of VMware are its namespaces.
+                index = index.checked_add(number.checked_sub(1)?)?;
             }
             at += 1 + len;
         }
@@ -201,9 +205,18 @@ impl Names {
         let disk = match exact {
             Some(disk) => disk,
             None if family_is_known => return None,
-            None => Some(parsed.index).filter(|index| *index < self.disks.len())?,
+            None => self.position(parsed.index)?,
         };
         Some((disk, parsed.partition))
+    }
+
+    /// The disk that has this number among those of which the source says no name (of all, if it says all).
+    fn position(&self, index: usize) -> Option<usize> {
+        let unnamed = (0..self.disks.len()).filter(|disk| self.disks[*disk].name.is_none());
+        match self.disks.iter().all(|disk| disk.name.is_some()) {
+            true => Some(index).filter(|index| *index < self.disks.len()),
+            false => unnamed.into_iter().nth(index),
+        }
     }
 
     /// `ata-VMware_Virtual_SATA_..-part1`, `pci-0000:00:10.0-scsi-0:0:0:0-part1`: which disk follows from its serial number,
@@ -232,6 +245,11 @@ impl Names {
             None => Location::Whole { disk },
         };
         self.volumes.iter().position(|volume| volume.location == wanted)
+    }
+
+    /// The best name of a volume for `reader`.
+    pub(crate) fn of_volume(&self, volume: usize, reader: Reader) -> Option<String> {
+        self.best(self.volumes.get(volume)?, reader, false)
     }
 
     /// What becomes of a name that begins with `/dev/`.
@@ -391,6 +409,18 @@ pub(crate) mod tests {
         // xvda1 is a disk of its own.
         let whole = names(["xvda1", "xvda2"], TargetBus::VirtioBlk);
         assert_eq!(whole.judge("/dev/xvda2", Reader::Plain), becomes("/dev/vdb"));
+    }
+
+    #[test]
+    fn disks_without_a_name_are_counted_among_themselves() {
+        let mut names = names(["nvme0n1", ""], TargetBus::VirtioBlk);
+        assert_eq!(names.judge("/dev/sda1", Reader::Plain), becomes("/dev/vdb1"));
+        assert_eq!(names.judge("/dev/nvme0n1p2", Reader::Plain), becomes("/dev/vda2"));
+        // Two namespaces of a controller.
+        names.disks.iter_mut().for_each(|disk| disk.name = None);
+        assert_eq!(names.judge("/dev/nvme0n1p1", Reader::Plain), becomes("/dev/vda1"));
+        assert_eq!(names.judge("/dev/nvme0n2p1", Reader::Plain), becomes("/dev/vdb1"));
+        assert_eq!(names.judge("/dev/nvme1n1p1", Reader::Plain), becomes("/dev/vdb1"));
     }
 
     #[test]

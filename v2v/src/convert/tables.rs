@@ -18,10 +18,10 @@ fn why(reason: &str) -> Why {
 }
 
 /// Everything in this file's care.
-pub(crate) fn convert(draft: &mut Draft<'_>, names: &Names) {
+pub(crate) fn convert(draft: &mut Draft<'_>, names: &Names, root: usize) {
     let mut unknown = vec![];
     draft.edit("/etc/fstab", why("file systems are mounted by names that exist on KVM"), |text| {
-        fstab(text, names, &mut unknown)
+        fstab_of(text, names, Some(root), &mut unknown)
     });
     draft.edit("/etc/crypttab", why("encrypted volumes are found by names that exist on KVM"), |text| {
         crypttab(text, names, &mut unknown)
@@ -81,6 +81,22 @@ fn becomes(names: &Names, name: &str, reader: Reader) -> Option<String> {
 
 /// The first field of every line; the columns stay where they are as far as there is room.
 pub(crate) fn fstab(text: &str, names: &Names, unknown: &mut Vec<String>) -> String {
+    fstab_of(text, names, None, unknown)
+}
+
+/// The same for a system whose root is known: what is mounted at `/` is that volume, whatever the name means.
+fn fstab_of(text: &str, names: &Names, root: Option<usize>, unknown: &mut Vec<String>) -> String {
+    // Which names mean which: two disks of different kinds, counted each from the first, are not one.
+    let of_root = root.and_then(|root| names.of_volume(root, Reader::Tags));
+    let mut taken: Vec<(String, String)> = vec![];
+    for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
+        let mut words = line.split_whitespace();
+        let Some(spec) = words.next() else { continue };
+        match (&of_root, words.next()) {
+            (Some(new), Some("/")) => taken.push((spec.to_owned(), new.clone())),
+            _ => taken.push((spec.to_owned(), spec.to_owned())),
+        }
+    }
     each_line(text, |_, line| {
         let fields = fields(line)?;
         let field = |index: usize| fields.get(index).map_or("", |(at, len)| &line[*at..*at + *len]);
@@ -91,7 +107,23 @@ pub(crate) fn fstab(text: &str, names: &Names, unknown: &mut Vec<String>) -> Str
         // A log or a journal may lie on another device. The last field goes first: places in front of it stay right.
         let options = map_devices(field(3), |name| becomes(names, name, Reader::Path));
         let changed = (options != field(3)).then(|| replace_field(line, fields[3], &options));
-        match names.judge(field(0), Reader::Tags) {
+        let mut verdict = names.judge(field(0), Reader::Tags);
+        if let (Some(new), "/", true) = (&of_root, field(1), verdict != Verdict::Stays) {
+            verdict = Verdict::Becomes(new.clone());
+        }
+        if let Verdict::Becomes(new) = &verdict {
+            let is_other = |(old, known): &(String, String)| known == new && old != field(0);
+            // Subvolumes, and what is mounted in two places, are.
+            let may_be_same = field(2) == "btrfs"
+                || field(0).starts_with("/dev/disk/")
+                || field(3).split(',').any(|option| option == "bind");
+            if taken.iter().any(is_other) && !may_be_same {
+                verdict = Verdict::Unknown;
+            } else {
+                taken.push((field(0).to_owned(), new.clone()));
+            }
+        }
+        match verdict {
             Verdict::Stays => changed,
             Verdict::Becomes(new) => Some(replace_field(changed.as_deref().unwrap_or(line), fields[0], &new)),
             Verdict::Unknown => {
@@ -252,6 +284,28 @@ tmpfs /tmp tmpfs defaults 0 0";
             format!("/dev/disk/by-partuuid/76696d67-03,x-systemd.requires=/dev/disk/by-uuid/{ROOT} 0 0");
         let new = edit(line);
         assert!(new.ends_with(&expected) && !new.contains("sdb1"), "{new}");
+    }
+
+    #[test]
+    fn two_names_are_not_one_volume_and_the_root_is_known() {
+        let names = names(["", ""], TargetBus::VirtioBlk);
+        let mut unknown = vec![];
+        let text = "/dev/sda1 / ext4 defaults\n/dev/nvme0n1p1 /data ext4 defaults\n/dev/sda2 none swap sw\n";
+        let new = fstab_of(text, &names, Some(0), &mut unknown);
+        let expected =
+            text.replace("/dev/sda1", &format!("UUID={ROOT}")).replace("/dev/sda2", &format!("UUID={SWAP}"));
+        assert_eq!(new, expected);
+        assert_eq!(unknown, ["/etc/fstab: /dev/nvme0n1p1"]);
+        assert_eq!(fstab_of(&new, &names, Some(0), &mut vec![]), new, "edited twice");
+        let subvolumes = format!("UUID={ROOT} / btrfs subvol=@\n/dev/sda1 /home btrfs subvol=@home\n");
+        let new = fstab_of(&subvolumes, &names, Some(0), &mut vec![]);
+        assert_eq!(new, subvolumes.replace("/dev/sda1", &format!("UUID={ROOT}")));
+        let upside_down = "/dev/nvme0n1p1 /data ext4 defaults\n/dev/sda1 / ext4 defaults\n";
+        let new = fstab_of(upside_down, &names, Some(0), &mut vec![]);
+        assert_eq!(new, upside_down.replace("/dev/sda1", &format!("UUID={ROOT}")));
+        // The disks came in another order than the guest's.
+        let new = fstab_of("/dev/sdb2 / ext4 defaults\n", &names, Some(0), &mut vec![]);
+        assert_eq!(new, format!("UUID={ROOT} / ext4 defaults\n"));
     }
 
     #[test]

@@ -110,5 +110,5 @@ fn fill(disks: &Disks, names: &DiskNames, system: &mut System, problems: &mut Ve
     tools::fill(&view, system);
     network::fill(&view, system);
     devices::fill(disks, names, &view, system);
-    obstacles::fill(disks, &view, system);
+    obstacles::fill(disks, names, &view, system);
 }

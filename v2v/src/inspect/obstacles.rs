@@ -4,6 +4,7 @@ use guestdisk::Disks;
 use guestdisk::detect::Kind;
 
 use super::{DRIVERS, DriverPlace, Inspection, Kernel, Obstacle, System};
+use crate::names::{DiskNames, is_unstable};
 use crate::view::GuestView;
 
 /// Where swap space has its signature: at the end of the first page.
@@ -12,7 +13,7 @@ const SIGNATURE: u64 = 4086;
 const SLEEPING: [&[u8]; 3] = [b"S1SUSPEND\0", b"S2SUSPEND\0", b"ULSUSPEND\0"];
 
 /// Finds what is in the way of a Linux.
-pub(super) fn fill(disks: &Disks, view: &GuestView, system: &mut System) {
+pub(super) fn fill(disks: &Disks, names: &DiskNames, view: &GuestView, system: &mut System) {
     let mut found = vec![];
     selinux(view, system);
     for kernel in &system.kernels {
@@ -34,6 +35,7 @@ pub(super) fn fill(disks: &Disks, view: &GuestView, system: &mut System) {
             fatal: false,
         });
     }
+    found.extend(order(disks, names, system));
     found.extend(of_mounts(view, system));
     found.extend(of_volumes(disks));
     system.obstacles = found;
@@ -118,6 +120,32 @@ fn of_kernel(kernel: &Kernel) -> Option<Obstacle> {
             None => "install a kernel with virtio drivers in the guest before it is converted".into(),
         },
         fatal: kernel.default,
+    })
+}
+
+/// fstab calls a partition `/` that is on another disk than the root: the disks are given in another order than the guest's,
+/// and every name would be taken for something else.
+fn order(disks: &Disks, names: &DiskNames, system: &System) -> Option<Obstacle> {
+    let root = system.mounts.iter().find(|mount| mount.path == std::path::Path::new("/"))?;
+    let named = names.find(disks, &root.spec).filter(|_| is_unstable(&root.spec))?;
+    let [named, found] = [named, system.root].map(|index| disks.volumes().get(index));
+    let disk = |volume: Option<&guestdisk::Volume>| match volume.map(|volume| &volume.location) {
+        Some(guestdisk::Location::Whole { disk } | guestdisk::Location::Partition { disk, .. }) => {
+            Some(*disk)
+        }
+        _ => None,
+    };
+    let (named, found) = disk(named).zip(disk(found))?;
+    (named != found).then(|| Obstacle {
+        code: "disk-order",
+        message: format!(
+            "fstab has its root at {}, but it is on disk {}: the disks are not in the guest's order",
+            root.spec,
+            found + 1
+        ),
+        hint: "give the disks in the order in which the guest counts them (the one with /dev/sda first)"
+            .into(),
+        fatal: system.entries.iter().any(|entry| entry.default),
     })
 }
 

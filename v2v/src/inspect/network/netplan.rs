@@ -45,6 +45,16 @@ fn visit(found: &mut Vec<Found>, path: &[(usize, String)], key: &str, value: &st
         found.push(Found { name: key.to_owned(), ..Found::default() });
         return;
     }
+    // `match: {macaddress: ..}`
+    if let ([_], "match", Some(flow)) = (rest, key, value.strip_prefix('{')) {
+        let mut path = path.to_vec();
+        path.push((usize::MAX, key.to_owned()));
+        for part in flow.trim_end_matches('}').split(',') {
+            let (key, value) = part.split_once(':').unwrap_or((part, ""));
+            visit(found, &path, key.trim().trim_matches(['"', '\'']), value.trim());
+        }
+        return;
+    }
     let Some(last) = found.last_mut() else { return };
     let value = value.trim_matches(['"', '\'']);
     match (rest, key) {

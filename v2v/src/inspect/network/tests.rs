@@ -32,6 +32,8 @@ fn ubuntu() {
         netplan::parse("", text),
         [found("ens160", None, true), found("lan0", MAC, false), found("ens192", None, true)]
     );
+    let flow = "network:\n  ethernets:\n    a:\n      match: {name: \"e*\", macaddress: \"00:0C:29:AA:BB:CC\"}\n      set-name: lan0\n";
+    assert_eq!(netplan::parse("", flow), [found("lan0", MAC, false)]);
     assert_eq!(netplan::parse("", ": :\n - \n\t:x\n\"network\":\n"), []);
 }
 

@@ -187,3 +187,27 @@ proptest! {
         let _ = read_bytes(&bytes);
     }
 }
+
+#[test]
+fn cards_are_counted_by_their_slots() {
+    let card = |number: u32, slot: u32, model: &str| {
+        format!(
+            "ethernet{number}.present = \"TRUE\"\nethernet{number}.virtualDev = \"{model}\"\nethernet{number}.pciSlotNumber = \"{slot}\"\n"
+        )
+    };
+    let slots = |text: &str| read(text).nics.iter().map(|nic| nic.slot.unwrap()).collect::<Vec<_>>();
+    let cards = [192, 224, 256, 1184];
+    let text: String = (0..).zip(cards).map(|(number, slot)| card(number, slot, "vmxnet3")).collect();
+    assert_eq!(slots(&text), [1184, 192, 224, 256]);
+    let mixed = card(0, 192, "vmxnet3") + &card(1, 160, "e1000");
+    assert_eq!(slots(&mixed), [192, 160], "drivers that are loaded one after the other count first");
+}
+
+#[test]
+fn the_guest_counts_disks_by_slots_whatever_starts() {
+    let text = "scsi0:0.fileName = \"a.vmdk\"\nscsi0:0.present = \"TRUE\"\nscsi0:1.fileName = \"b.vmdk\"\nscsi0:1.present = \"TRUE\"\nbios.hddOrder = \"scsi0:1\"\n";
+    let guest = read(text);
+    let names: Vec<_> =
+        guest.disks.iter().map(|disk| (disk.id.as_str(), disk.guest_name.as_deref())).collect();
+    assert_eq!(names, [("scsi0:1", Some("sdb")), ("scsi0:0", Some("sda"))]);
+}
