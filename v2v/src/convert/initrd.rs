@@ -140,18 +140,24 @@ struct Contents {
     /// Paths within the initramfs, with permissions and bytes.
     files: BTreeMap<String, (u32, Vec<u8>)>,
     reasons: Vec<String>,
+    /// Drivers that it lacked.
+    drivers: Vec<&'static str>,
 }
 
 impl Work<'_, '_> {
     fn run(&mut self, wanted: Vec<&'static str>, missing: &mut Missing) -> Result<()> {
         let mut contents = Contents::default();
         if !wanted.is_empty() {
-            self.modules(&wanted, &mut contents, missing)?;
+            self.modules(&wanted, &mut contents)?;
         }
         self.names_within(&mut contents);
-        if contents.files.is_empty() {
+        if contents.files.is_empty() || self.is_damaged()? {
             return Ok(());
         }
+        let drivers = std::mem::take(&mut contents.drivers);
+        let new = drivers.into_iter().filter(|name| !missing.drivers.contains(name));
+        let new: Vec<_> = new.collect();
+        missing.drivers.extend(new);
         self.link_files(&mut contents);
         let has_gzip = self.config("CONFIG_RD_GZIP=y");
         let packing = Packing::behind(&self.found.compression, &self.kernel.release, has_gzip);
@@ -169,6 +175,21 @@ impl Work<'_, '_> {
         Ok(())
     }
 
+    /// Whether the archive ends before its end, or goes on as something else: Linux would not come to what is behind it.
+    fn is_damaged(&mut self) -> Result<bool> {
+        let Some(bytes) = self.draft.tree().read(&self.place, MOST_FILE)? else { return Ok(false) };
+        let problem = initramfs::read(&bytes[..], &Limits::default(), &|_| false).problem;
+        if problem.is_empty() {
+            return Ok(false);
+        }
+        self.draft.ask(format!(
+            "The initramfs {} of kernel {} is damaged ({problem}), so that nothing can be added to it: that kernel does not start. Make it anew in the guest.",
+            self.place.path.display(),
+            self.kernel.release
+        ));
+        Ok(true)
+    }
+
     /// Whether the kernel's configuration in /boot has this line.
     fn config(&mut self, line: &str) -> bool {
         let path = format!("/boot/config-{}", self.kernel.release);
@@ -176,12 +197,7 @@ impl Work<'_, '_> {
     }
 
     /// The modules that are missing and the indexes that know them.
-    fn modules(
-        &mut self,
-        wanted: &[&'static str],
-        contents: &mut Contents,
-        missing: &mut Missing,
-    ) -> Result<()> {
+    fn modules(&mut self, wanted: &[&'static str], contents: &mut Contents) -> Result<()> {
         let release = &self.kernel.release;
         let tree = self.draft.tree();
         let Some(modules) = self.kernel.modules.as_ref().and_then(|folder| Modules::read(tree, folder))
@@ -229,9 +245,7 @@ impl Work<'_, '_> {
             return Ok(());
         }
         self.take(&modules, &added, contents)?;
-        missing.drivers.extend(
-            wanted.iter().filter(|name| !missing.drivers.contains(name)).copied().collect::<Vec<_>>(),
-        );
+        contents.drivers.extend(wanted.iter().copied());
         contents.reasons.push(format!(
             "kernel {release} does not find its disk on KVM without {}: {} modules are added",
             wanted.join(", "),

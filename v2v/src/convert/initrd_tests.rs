@@ -335,3 +335,13 @@ fn the_filter_of_lvm_in_an_initramfs() {
     let member = archive.get("etc/lvm/lvm.conf").unwrap();
     assert_eq!(member.bytes.as_deref().unwrap(), b"filter = [ \"a|/dev/vda3|\", \"r|.*|\" ]\n");
 }
+
+#[test]
+fn nothing_is_put_behind_a_damaged_archive() {
+    let mut old = debian();
+    old.truncate(old.len() / 2);
+    let (tree, system) = guest(&old, ".ko");
+    let (plan, missing) = planned(&tree, &system);
+    assert!(plan.changes.is_empty() && missing.is_empty(), "{plan:?}");
+    assert!(plan.to_do[0].contains("is damaged"), "{:?}", plan.to_do);
+}

@@ -56,7 +56,7 @@ pub(crate) fn convert(
     for pair in &pairs {
         match naming {
             Naming::Kernel => kernel(draft, pair),
-            Naming::Link => links.extend(link(draft, pair, pairs.len())),
+            Naming::Link => links.extend(link(draft, pair, pairs.len(), nics.len())),
             Naming::Rules => rule(draft, pair),
         }
     }
@@ -95,7 +95,17 @@ fn kernel(draft: &mut Draft<'_>, pair: &Pair) {
     }
 }
 
-fn link(draft: &mut Draft<'_>, pair: &Pair, count: usize) -> Option<(String, Vec<u8>)> {
+fn link(draft: &mut Draft<'_>, pair: &Pair, count: usize, cards: usize) -> Option<(String, Vec<u8>)> {
+    // Names of the kernel's own are not exchanged: udev does not rename to what another card is called for now.
+    let number = pair.name.strip_prefix("eth").and_then(|number| number.parse::<usize>().ok());
+    if number.is_some_and(|number| number != pair.index && number < cards) {
+        draft.ask(format!(
+            "{} is the card {} of the new machine, which the kernel calls eth{} at first; where names are exchanged udev may fail: put the cards into the guest's order, or give them other names in the guest.",
+            pair.name,
+            pair.index + 1,
+            pair.index
+        ));
+    }
     let known = match &pair.mac {
         Some(mac) => format!("MACAddress={mac}\n"),
         None if count == 1 => String::new(),
@@ -287,6 +297,19 @@ mod tests {
             .folder("/etc/systemd/network");
         let changes = plan(&tree, &interfaces, &[nic(None, None)]).changes;
         assert!(!changes[0].diff.iter().any(|line| line.contains("MACAddress")) && changes.len() == 1);
+    }
+
+    #[test]
+    fn names_of_the_kernel_that_are_exchanged_are_told() {
+        let tree = Memory::default()
+            .file("/usr/lib/udev/rules.d/80-net-setup-link.rules", "")
+            .folder("/etc/systemd/network");
+        let [a, b] = [Some("00:50:56:00:00:0a"), Some("00:50:56:00:00:0b")];
+        let nics = [nic(a, None), nic(b, None)];
+        let exchanged = plan(&tree, &[interface("eth0", b), interface("eth1", a)], &nics);
+        assert_eq!((exchanged.changes.len(), exchanged.to_do.len()), (2, 2));
+        let straight = plan(&tree, &[interface("eth0", a), interface("eth1", b)], &nics);
+        assert_eq!((straight.changes.len(), straight.to_do.len()), (2, 0));
     }
 
     #[test]
