@@ -55,7 +55,7 @@ pub struct Change {
     /// What is done.
     pub action: Action,
     /// A stable word for programs (`device-name`, `virtio-initramfs`, `nic-name`, `console`, `tools`, `uefi-fallback`,
-    /// `selinux`, `regeneration`, `xorg`).
+    /// `selinux`, `regeneration`, `xorg`, `windows-driver`, `windows-registry`).
     pub topic: &'static str,
     /// Why, in a sentence.
     pub reason: String,
@@ -169,6 +169,8 @@ pub struct PlanOptions {
     pub autorelabel: bool,
     /// A console on the first serial port, where there is none.
     pub serial_console: bool,
+    /// The folder of the virtio-win project's drivers, for Windows.
+    pub virtio_win: Option<PathBuf>,
 }
 
 /// Works out every change, and makes none.

@@ -137,7 +137,10 @@ pub(crate) fn plan(
                 let names = if has_old_kernel(system) { names.without_partuuid() } else { names };
                 linux(&view, guest, system, &names, options)?
             }
-            SystemKind::Windows | SystemKind::Other => windows::convert(system, options),
+            SystemKind::Windows => {
+                windows::convert(&GuestView::with_names(disks, system, &source), system, options)?
+            }
+            SystemKind::Other => windows::other(system),
         };
         whole.add(one);
     }

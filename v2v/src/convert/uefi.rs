@@ -84,7 +84,7 @@ fn stub(efi: &Path, vendor: &str) -> String {
 }
 
 /// A name in a folder of FAT, whatever its case.
-fn child(draft: &Draft<'_>, folder: &Place, name: &str) -> Option<Place> {
+pub(super) fn child(draft: &Draft<'_>, folder: &Place, name: &str) -> Option<Place> {
     let names = draft.tree().list_at(folder);
     let (own, _) = names.into_iter().find(|(own, _)| own.eq_ignore_ascii_case(name))?;
     Some(Place { volume: folder.volume, path: folder.path.join(own) })

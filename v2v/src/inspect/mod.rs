@@ -36,6 +36,9 @@ use crate::view::GuestView;
 
 pub use document::{document, to_text};
 pub use drivers::DRIVERS;
+pub use windows::Windows;
+pub(crate) use windows::open_hive;
+
 pub use types::{
     DeviceName, Driver, DriverPlace, Init, Initramfs, InitramfsFile, Inspection, Interface, Kernel,
     LoaderConfig, Mount, Obstacle, System, SystemKind, Tools,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use guestdisk::Location;
 use guestdisk::boot::{BootFile, Entry, Loader};
 
+use super::windows::Windows;
 use crate::guest::FirmwareKind;
 
 /// Everything that was found.
@@ -68,6 +69,8 @@ pub struct System {
     pub selinux: bool,
     /// Names of devices that will not exist on KVM, or that may change.
     pub device_names: Vec<DeviceName>,
+    /// What is known of a Windows; `None` if it is none, or its registry was not read.
+    pub windows: Option<Windows>,
     /// What stands in the way of KVM.
     pub obstacles: Vec<Obstacle>,
 }
@@ -98,6 +101,7 @@ impl Default for System {
             interfaces: vec![],
             selinux: false,
             device_names: vec![],
+            windows: None,
             obstacles: vec![],
         }
     }

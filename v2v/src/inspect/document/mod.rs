@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     DeviceName, Driver, Initramfs, Inspection, Interface, Kernel, LoaderConfig, Mount, Obstacle, System,
-    Tools,
+    Tools, Windows,
 };
 
 pub use text::to_text;
@@ -93,7 +93,24 @@ fn system(system: &System) -> Value {
         "interfaces": system.interfaces.iter().map(interface).collect::<Vec<_>>(),
         "selinux": system.selinux,
         "device-names": system.device_names.iter().map(device_name).collect::<Vec<_>>(),
+        "windows": system.windows.as_ref().map(windows),
         "obstacles": system.obstacles.iter().map(obstacle).collect::<Vec<_>>(),
+    })
+}
+
+fn windows(facts: &Windows) -> Value {
+    json!({
+        "folder": path(&facts.folder),
+        "build": facts.build,
+        "server": facts.server,
+        "edition": facts.edition,
+        "control-set": facts.control_set,
+        "driver-database": facts.driver_database,
+        "boot-drivers": facts.boot_drivers,
+        "local-time": facts.local_time,
+        "fast-startup": facts.fast_startup,
+        "drive-letters": facts.drive_letters.iter().map(char::to_string).collect::<Vec<_>>(),
+        "addresses": facts.addresses,
     })
 }
 

@@ -114,6 +114,11 @@ fn system(text: &mut Text, disks: &Disks, system: &System) {
     ];
     let facts = facts.iter().filter(|(_, value)| !value.is_empty());
     text.line(1, &facts.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(", "));
+    if let Some(windows) = &system.windows {
+        text.line(1, &format!("edition {}, {}", windows.edition, system.version));
+        text.list("storage drivers that start at boot", windows.boot_drivers.iter().cloned());
+        text.list("fixed addresses", windows.addresses.iter().cloned());
+    }
     text.list(
         "mounts",
         system.mounts.iter().map(|mount| {
