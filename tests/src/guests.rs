@@ -75,3 +75,17 @@ pub fn foreign_guests() -> Result<PathBuf, String> {
 pub fn qemu_system() -> Need {
     tool("qemu-system-x86_64")
 }
+
+/// A kernel that can write NTFS and the folder of its modules, which `scripts/ntfs3-kernel.sh` fetches once.
+///
+/// # Errors
+/// Something is missing: apt, or a source that has such a kernel.
+pub fn ntfs3_kernel() -> Result<(PathBuf, PathBuf), String> {
+    let folder = folder().with_file_name("ntfs3-kernel");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/ntfs3-kernel.sh");
+    let made = Cmd::new("bash").arg(script).arg(&folder).timeout(600).run();
+    match made.code {
+        Some(0) => Ok((folder.join("vmlinuz"), folder.join("modules"))),
+        _ => Err(format!("no kernel with ntfs3: {}", made.stderr.trim())),
+    }
+}

@@ -67,6 +67,7 @@ mod v2v;
 mod v2v_convert;
 mod v2v_source;
 mod v2v_target;
+mod v2v_windows;
 mod vdi;
 mod vhdx;
 mod vmdk;

@@ -119,6 +119,9 @@ pub(crate) struct Args {
     /// Give the guest a console on its first serial port
     #[arg(long, help_heading = "The guest's system")]
     serial_console: bool,
+    /// Windows: the drivers of the virtio-win project, unpacked or mounted; that of the disks is registered
+    #[arg(long, value_name = "FOLDER", help_heading = "The guest's system")]
+    virtio_win: Option<PathBuf>,
     /// Convert although something is in the way of booting on KVM
     #[arg(long, help_heading = "The guest's system")]
     force: bool,

@@ -8,9 +8,11 @@ use block::ResultExt as _;
 use image::Format;
 use sha2::{Digest as _, Sha256};
 use v2v::guest::{Bus, FirmwareKind};
+use v2v::inspect::SystemKind;
 use v2v::report::Report;
 use v2v::target::{
-    Machine, NetworkMap, OsFacts, OutputDisk, TargetSpec, kubevirt, libvirt, ova, ovf, proxmox, qemu,
+    Machine, NetworkMap, NicModel, OsFacts, OutputDisk, TargetSpec, kubevirt, libvirt, ova, ovf, proxmox,
+    qemu,
 };
 
 use super::place::Place;
@@ -155,11 +157,19 @@ fn spec(context: &Context<'_>, report: &Report, place: &Place) -> Outcome<Target
         size_bytes: disk.size_bytes,
         bus,
     };
+    let system = main_system(&report.inspection);
+    let of_windows = system.is_some_and(|system| system.kind == SystemKind::Windows);
     Ok(TargetSpec {
+        // Windows without drivers for KVM has one for this card.
+        nic_model: if of_windows && bus == Bus::Sata {
+            NicModel::Named("e1000e".to_owned())
+        } else {
+            NicModel::default()
+        },
         disks: report.disks.iter().map(disk).collect(),
         firmware: report.firmware.unwrap_or(FirmwareKind::Bios),
         secure_boot: report.guest.firmware.secure_boot,
-        os: main_system(&report.inspection).map(OsFacts::from).unwrap_or_default(),
+        os: system.map(OsFacts::from).unwrap_or_default(),
         networks,
         direct_boot: report.guest.direct_boot.clone(),
         ..TargetSpec::default()

@@ -14,7 +14,7 @@ use image::{CreateRequest, Format, Layer, OpenOptions, Share};
 use v2v::apply;
 use v2v::convert::in_place;
 use v2v::guest::{Bus, DiskImage, FirmwareKind, Guest, Nic};
-use v2v::inspect::{Inspection, SystemKind, inspect_with};
+use v2v::inspect::{Inspection, System, SystemKind, inspect_with};
 use v2v::names::DiskNames;
 use v2v::plan::{self, Action, Plan, PlanOptions, TargetBus};
 use v2v::report::{Report, ReportedDisk, Stage};
@@ -241,6 +241,10 @@ impl Context<'_> {
     fn inspect(&self, devices: Vec<Arc<dyn BlockDevice>>, report: &mut Report) -> Outcome<Disks> {
         let disks = Disks::open_all(devices)?;
         report.inspection = inspect_with(&disks, &names(&report.guest))?;
+        // Windows knows best what its clock shows.
+        if let Some(windows) = main_system(&report.inspection).and_then(|system| system.windows.as_ref()) {
+            report.guest.local_time = windows.local_time;
+        }
         Ok(disks)
     }
 
@@ -299,13 +303,20 @@ impl Context<'_> {
             no_nic_names: self.args.no_nic_names,
             autorelabel: self.args.autorelabel,
             serial_console: self.args.serial_console,
+            virtio_win: self.args.virtio_win.clone(),
         }
     }
 
     /// What is in the way of booting is told before anything is written.
     fn refuse_obstacles(&self, inspection: &Inspection) -> Outcome<()> {
-        let fatal =
-            inspection.systems.iter().flat_map(|system| &system.obstacles).find(|obstacle| obstacle.fatal);
+        // What a driver that is given, or another bus, takes out of the way.
+        let solved = |system: &System, code: &str| {
+            let given = system.windows.is_some() && self.args.virtio_win.is_some();
+            code == "no-virtio-driver" && (self.bus == Bus::Sata || given)
+        };
+        let fatal = inspection.systems.iter().find_map(|system| {
+            system.obstacles.iter().find(|obstacle| obstacle.fatal && !solved(system, obstacle.code))
+        });
         let error = match fatal {
             _ if self.args.force || self.args.plan => return Ok(()),
             None if inspection.systems.is_empty() => {
@@ -521,7 +532,7 @@ fn file_name(name: &str) -> String {
 }
 
 /// Which system of several the machine starts is known by its kind only.
-pub(super) fn main_system(inspection: &Inspection) -> Option<&v2v::inspect::System> {
+pub(super) fn main_system(inspection: &Inspection) -> Option<&System> {
     let systems = &inspection.systems;
     systems.iter().find(|system| system.kind != SystemKind::Other).or_else(|| systems.first())
 }
