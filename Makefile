@@ -45,6 +45,8 @@ bench: ## vimg and qemu-img side by side (ROWS="name ..." for some of it)
 	@bash scripts/deps.sh bench
 	$(BUILD)
 	@bash scripts/bench.sh $(VIMG) $(ROWS)
+	@[ -n "$(ROWS)" ] || { bash scripts/v2v-guests.sh $(TARGET)/v2v-guests && python3 scripts/bench_v2v.py $(VIMG) $(TARGET)/v2v-guests; } || \
+		echo "bench: no conversions without their guests"
 
 bench-nbd: ## vimg serve, qemu-nbd and nbdkit side by side (WORDS="raw randread" for some of it)
 	@bash scripts/deps.sh bench-nbd

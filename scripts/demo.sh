@@ -232,7 +232,9 @@ say "10. Booted"
 guests=../guests
 if bash "$scripts/guest-image.sh" "$guests" 2>guest.log; then
     run "$vimg" convert -f raw -O vmdk "$guests/debian.raw" server.vmdk
-    run "$vimg" convert -O qcow2 server.vmdk server.qcow2
+    run "$vimg" inspect server.vmdk
+    run "$vimg" v2v -o . --name server --overwrite --no-nic-names --target libvirt,qemu server.vmdk
+    mv server-sda.qcow2 server.qcow2
     if "$vimg" doctor >doctor.log; then
         "$vimg" checksum server.qcow2 >before.sum
         printf '  $ vimg bootcheck server.qcow2\n'

@@ -22,13 +22,13 @@ lab="qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:
 case $purpose in
     demo) wanted="$build $disk $qemu nbdcopy:libnbd-bin mmdebstrap:mmdebstrap cpio:cpio zstd:zstd busybox:busybox-static qemu-system-x86_64:qemu-system-x86" ;;
     test) wanted="$build $qemu bunzip2:bzip2 xz:xz-utils cryptsetup:cryptsetup-bin create_compressed_fs:cloop-utils bximage:bximage tar:tar prlimit:util-linux unshare:util-linux timeout:coreutils vhdiinfo:libvhdi-utils vmdkinfo:libvmdk-utils sfdisk:fdisk mke2fs:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs mkntfs:ntfs-3g setfattr:attr hivexsh:libhivex-bin hivexregedit:libwin-hivex-perl mkfs.vfat:dosfstools mcopy:mtools sgdisk:gdisk pvcreate:lvm2 virsh:libvirt-clients xmllint:libxml2-utils fsck.fat:dosfstools mkswap:util-linux losetup:mount getfattr:attr mmdebstrap:mmdebstrap zstd:zstd lz4:lz4 lzma:xz-utils debugfs:e2fsprogs certtool:gnutls-bin $nbd $lab" ;;
-    bench) wanted="$build $disk $qemu python3:python3 mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount" ;;
+    bench) wanted="$build $disk $qemu python3:python3 mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount mmdebstrap:mmdebstrap mkfs.vfat:dosfstools mcopy:mtools lvm:lvm2 zstd:zstd" ;;
     bench-nbd) wanted="$build $qemu python3:python3 fio:fio nbdkit:nbdkit" ;;
     lint) wanted="$build" ;;
     lab) wanted="$lab" ;;
     *) echo "usage: deps.sh demo|test|bench|bench-nbd|lint|lab" >&2; exit 1 ;;
 esac
-[ "$purpose" = test ] && wanted="$wanted $boot"
+case $purpose in test | bench) wanted="$wanted $boot" ;; esac
 
 packages=""
 missing=""
@@ -44,7 +44,7 @@ if ! echo '#include <stdlib.h>' | cc -E - >/dev/null 2>&1; then
     packages="$packages libc6-dev"
 fi
 # Nor have firmwares and boot loaders: file:package.
-if [ "$purpose" = test ]; then
+if [ "$purpose" = test ] || [ "$purpose" = bench ]; then
     for pair in /usr/share/seabios/bios-256k.bin:seabios /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf \
         /usr/lib/grub/i386-pc/boot.img:grub-pc-bin /usr/lib/grub/x86_64-efi/normal.mod:grub-efi-amd64-bin \
         /usr/lib/syslinux/mbr/mbr.bin:syslinux-common /usr/lib/systemd/boot/efi/linuxx64.efi.stub:systemd-boot-efi; do

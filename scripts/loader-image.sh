@@ -25,6 +25,7 @@
 set -eu
 
 export PATH="$PATH:/usr/sbin:/sbin" LC_ALL=C.UTF-8 MTOOLS_SKIP_CHECK=1
+here=$(cd "$(dirname "$0")" && pwd)
 guests=$(realpath "${1:?usage: loader-image.sh GUESTS DIR}")
 dir=${2:?usage: loader-image.sh GUESTS DIR}
 mkdir -p "$dir"
@@ -34,7 +35,7 @@ flock 9
 
 lacks() { echo "loader-image: $1" >&2; exit 3; }
 [ -e "$guests/.complete" ] || lacks "no guests in $guests (scripts/guest-image.sh)"
-sum="$(sha256sum "$0" | cut -c1-16) $(cat "$guests/.complete")"
+sum="$(cat "$0" "$here/disk-parts.sh" | sha256sum | cut -c1-16) $(cat "$guests/.complete")"
 if [ "$(cat "$dir/.complete" 2>/dev/null)" = "$sum" ]; then exit 0; fi
 
 for tool in grub-mkimage mke2fs debugfs sfdisk mkfs.vfat mcopy mmd objcopy objdump truncate dd; do
@@ -58,74 +59,12 @@ SERIAL="console=ttyS0,115200"
 
 rm -f "$dir"/*.raw "$dir/.complete"
 work=$(mktemp -d "$dir/work.XXXXXX")
-loops=()
-trap 'for loop in "${loops[@]}"; do losetup -d "$loop"; done; rm -rf "$work"' EXIT
+trap 'rm -rf "$work"' EXIT
 
 # --- parts ---
 
-# The number that the low byte comes first of: 8 bytes of OFFSET in FILE become VALUE.
-poke64() { # FILE OFFSET VALUE
-    local i hex=""
-    for i in 0 8 16 24 32 40 48 56; do hex+=$(printf '\\x%02x' $((($3 >> i) & 255))); done
-    # shellcheck disable=SC2059 # escapes on purpose
-    printf "$hex" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none
-}
-
-put() { dd if="$1" of="$2" bs=512 seek="$3" conv=notrunc,sparse status=none; } # FILE DISK SECTOR
-wipe() { dd if=/dev/zero of="$1" bs=512 seek="$2" count="$3" conv=notrunc status=none; } # DISK SECTOR COUNT
-
-file_system() { # TYPE UUID MIB FROM OUT
-    truncate -s "$3M" "$5"
-    mke2fs -q -F -t "$1" -U "$2" -E "hash_seed=$2,lazy_itable_init=0" -d "$4" "$5"
-}
-
-fat() { # MIB FROM OUT
-    truncate -s "$1M" "$3"
-    mkfs.vfat -i 4d2a1f0c "$3" >/dev/null
-    mcopy -s -m -Q -i "$3" "$2"/* ::/
-}
-
-disk() { # OUT LABEL MIB:TYPE:FILE... : partitions one behind the other from 1 MiB on; FILE may be empty
-    local out=$1 label=$2 at=1 table part mib kind file rest
-    shift 2
-    table="label: $label"$'\n'
-    [ "$label" = dos ] && table+="label-id: 0x6c6f6164"$'\n'
-    for part in "$@"; do
-        mib=${part%%:*} rest=${part#*:}
-        kind=${rest%%:*}
-        table+="start=$((at * 2048)), size=$((mib * 2048)), type=${kind%%+*}"
-        case $kind in *+boot) table+=", bootable" ;; esac
-        table+=$'\n'
-        at=$((at + mib))
-    done
-    rm -f "$out"
-    truncate -s "$((at + 1))M" "$out"
-    printf '%s' "$table" | sfdisk -q "$out"
-    at=1
-    for part in "$@"; do
-        mib=${part%%:*} file=${part##*:}
-        [ -z "$file" ] || put "$file" "$out" $((at * 2048))
-        at=$((at + mib))
-    done
-}
-
-# GRUB for BIOS: its first sector, which reads the second stage from SECTOR, and that stage, which reads its own rest
-# from there on. (GRUB manual, "BIOS installation".)
-grub_bios() { # DISK SECTOR PREFIX MODULES...
-    local out=$1 sector=$2 prefix=$3
-    shift 3
-    grub-mkimage -O i386-pc -d $pc -p "$prefix" -o "$work/core.img" biosdisk "$@"
-    dd if=$pc/boot.img of="$out" bs=440 count=1 conv=notrunc status=none
-    poke64 "$out" $((0x5c)) "$sector"
-    poke64 "$work/core.img" $((0x1f4)) $((sector + 1))
-    put "$work/core.img" "$out" "$sector"
-}
-
-# The same for UEFI: a program that looks for its configuration in \EFI\debian.
-grub_efi() { # OUT
-    grub-mkimage -O x86_64-efi -d $efi -p /EFI/debian -o "$1" part_gpt part_msdos fat ext2 lvm normal configfile linux \
-        search search_fs_uuid search_label echo test loadenv all_video gzio minicmd reboot halt
-}
+# shellcheck source=scripts/disk-parts.sh
+. "$here/disk-parts.sh"
 
 # A configuration of GRUB in Debian's manner. UUID-OF-BOOT FOLDER COMMAND-LINE [KERNEL]
 grub_cfg() {
@@ -150,9 +89,6 @@ menuentry 'Debian GNU/Linux' --class debian \$menuentry_id_option 'gnulinux-simp
 }
 CFG
 }
-
-# What leads from the EFI system partition to it. UUID-OF-BOOT FOLDER
-efi_cfg() { printf 'search.fs_uuid %s root\nset prefix=($root)%s/grub\nconfigfile $prefix/grub.cfg\n' "$1" "$2"; }
 
 # --- the small guest's root, and its kernel on a file system for GRUB ---
 dd if="$guests/small.raw" of="$work/root.ext4" bs=1M skip=49 count=16 conv=sparse status=none
@@ -239,8 +175,7 @@ mkdir -p "$esp/EFI/debian" "$esp/EFI/BOOT"
 grub_efi "$esp/EFI/debian/grubx64.efi"
 cp "$esp/EFI/debian/grubx64.efi" "$esp/EFI/BOOT/BOOTX64.EFI"
 make_lvm() { # OUT
-    local tree=$work/lvm loop config
-    truncate -s 100M "$1"
+    local tree=$work/lvm
     mkdir "$tree"
     debugfs -R "rdump / $tree" "$work/root.ext4" >/dev/null 2>&1
     rm -rf "$tree/lost+found"
@@ -249,17 +184,7 @@ make_lvm() { # OUT
     cp "$guests/initrd.lvm" "$tree/boot/initrd.img-$version"
     grub_cfg "$LVM_UUID" /boot "root=/dev/mapper/vmlab-root $WORDS $SERIAL" >"$tree/boot/grub/grub.cfg"
     file_system ext4 "$LVM_UUID" 80 "$tree" "$work/lvm.ext4"
-    loop=$(losetup -f --show "$1") || return 1
-    loops+=("$loop")
-    # Without device-mapper: nothing is activated, LVM only describes where the volume lies.
-    config="devices { use_devicesfile=0 global_filter=[\"a|^$loop\$|\",\"r|.*|\"] } global { use_lvmpolld=0 } \
-        backup { backup=0 archive=0 } activation { udev_sync=0 udev_rules=0 }"
-    lvm pvcreate --driverloaded n --config "$config" -q -y "$loop" >/dev/null || return 1
-    lvm vgcreate --driverloaded n --config "$config" -q -s 1M vmlab "$loop" >/dev/null || return 1
-    lvm lvcreate --driverloaded n --config "$config" -q -y -an -Zn -Wn -n root -L 80M vmlab >/dev/null || return 1
-    losetup -d "$loop"
-    loops=()
-    put "$work/lvm.ext4" "$1" 2048
+    lvm_disk "$1" 100 vmlab "root:80:$work/lvm.ext4"
 }
 efi_cfg "$LVM_UUID" /boot >"$esp/EFI/debian/grub.cfg"
 fat 33 "$esp" "$work/esp.fat"
