@@ -27,6 +27,20 @@ pub(crate) fn enter(directories: &[PathBuf]) -> String {
     enter_with(directories, all, &[])
 }
 
+/// The same, for a whole machine: the folder that everything was in until it got its name is removed, and the space of
+/// the file system looked at.
+pub(crate) fn enter_converting(directory: &Path) -> String {
+    let all = AccessFs::ReadFile
+        | AccessFs::ReadDir
+        | AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::MakeReg
+        | AccessFs::RemoveFile
+        | AccessFs::RemoveDir
+        | AccessFs::Refer;
+    enter_with(&[directory.to_owned()], all, &[libc::SYS_statfs, libc::SYS_rmdir, libc::SYS_renameat2])
+}
+
 /// Gives up everything but work on open files, connections that come in on open sockets, and removing files in
 /// `directories`. Says what was applied.
 pub(crate) fn enter_serving(directories: &[PathBuf]) -> String {

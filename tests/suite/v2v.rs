@@ -316,6 +316,26 @@ fn a_plan_is_shown_and_nothing_is_written() {
     assert_eq!(names(place.dir.path()), before);
 }
 
+/// A stranger's machine: in the sandbox, and by our own writers alone.
+#[test]
+fn a_strangers_machine_is_converted_in_the_sandbox() {
+    let place = place!();
+    let raw = place.guest("xen-xfs.raw");
+    let ran = place
+        .dir
+        .vimg_cmd(&format!("--untrusted -v v2v -f raw {raw} -o out -O raw"))
+        .timeout(300)
+        .run()
+        .expect_code(0);
+    assert!(ran.stderr.contains("sandbox: "), "{}", ran.story());
+    let report = place.report("out/xen-xfs-report.json");
+    assert!(report["to-do"].to_string().contains("not without the file system's own driver"), "{report:#}");
+    assert_eq!(names(&place.dir.file("out")).len(), 4, "the hidden folder is gone");
+    let ran =
+        place.dir.vimg_cmd(&format!("--untrusted v2v -f raw {raw} -o out2 --bootcheck")).run().expect_code(1);
+    assert!(ran.stderr.contains("excludes --bootcheck"), "{}", ran.story());
+}
+
 /// Interrupted, out of space, in the way of others: nothing that looks finished.
 #[test]
 fn what_fails_leaves_nothing_behind() {

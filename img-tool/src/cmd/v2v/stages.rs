@@ -27,6 +27,7 @@ use crate::app::App;
 use crate::cmd::bootcheck::choose::choose;
 use crate::exit::{Failure, Outcome};
 use crate::progress::Reporter;
+use crate::sandbox;
 
 /// Changes to a guest are small: an initramfs or two that are packed anew.
 const MOST_CHANGES: u64 = 16 << 30;
@@ -66,7 +67,7 @@ pub(super) fn convert(args: &Args, app: &App, reporter: &Reporter<'_>, report: &
         reporter,
         format: output_format(args)?,
         bus: bus(&args.bus)?,
-        backend: Backend::parse(args)?,
+        backend: Backend::parse(args, app.global.untrusted)?,
     };
     describe::check(&args.target)?;
     context.go(report)
@@ -119,6 +120,7 @@ impl Context<'_> {
             _ => None,
         };
         let opened = timed(report, "opening", |report| self.open(place.as_ref(), report))?;
+        self.confine(place.as_ref());
         let devices = || opened.iter().map(|disk| Arc::clone(&disk.overlay)).collect::<Vec<_>>();
         let disks = timed(report, "inspection", |report| self.inspect(devices(), report))?;
         report.firmware = Some(firmware(report));
@@ -143,6 +145,17 @@ impl Context<'_> {
             write_reports(place, report)?;
         }
         Ok(())
+    }
+
+    /// With `--untrusted`, gives up everything but the output folder before the disks' bytes are looked at.
+    fn confine(&self, place: Option<&place::Place>) {
+        if self.app.global.untrusted {
+            let applied = match place {
+                Some(place) => sandbox::enter_converting(place.directory()),
+                None => sandbox::enter(&[]),
+            };
+            self.app.tell(&format!("sandbox: {applied}"));
+        }
     }
 
     fn check_cancelled(&self) -> Outcome<()> {

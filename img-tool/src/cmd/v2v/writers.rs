@@ -28,8 +28,16 @@ pub(super) enum Backend {
 }
 
 impl Backend {
-    pub(super) fn parse(args: &Args) -> Outcome<Self> {
+    /// With `untrusted`, this program gives up what it would take to start an appliance.
+    pub(super) fn parse(args: &Args, untrusted: bool) -> Outcome<Self> {
+        if untrusted && (args.bootcheck || args.backend == "appliance") {
+            let error = Error::usage("--untrusted excludes --bootcheck and --backend appliance");
+            return Err(error
+                .hint("boot the result afterwards: vimg bootcheck --untrusted --firmware auto DISK")
+                .into());
+        }
         match args.backend.as_str() {
+            "auto" if untrusted => Ok(Self::Native),
             "auto" => Ok(Self::Auto),
             "native" => Ok(Self::Native),
             "appliance" => Ok(Self::Appliance),
