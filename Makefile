@@ -14,7 +14,7 @@ BUILD := . scripts/openssl.sh static; \
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := qcow2_open_read qcow2_check qcow2_repair qcow2_ops qcow2_snapshot qcow2_bitmaps image_spec luks_header \
 	vmdk vmdk_edited vmdk_extent vmdk_sequential vhdx vhd_image vdi_image foreign_open_read archive_open \
-	guest_partition guest_lvm guest_ext guest_fat guest_xfs guest_btrfs guest_edit guest_inspect guest_text initramfs grub_cfg nbd_client \
+	guest_partition guest_lvm guest_ext guest_fat guest_xfs guest_btrfs guest_ntfs hive guest_edit guest_inspect guest_text initramfs grub_cfg nbd_client \
 	nbd_server_handshake nbd_server_transmission source_vmx source_ovf source_vbox source_xl source_libvirt
 
 .PHONY: all build demo test boot-matrix bench bench-nbd lint fmt fuzz install uninstall clean help

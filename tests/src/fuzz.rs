@@ -9,6 +9,7 @@ mod guest;
 mod inspect;
 mod nbd;
 mod nbd_server;
+mod registry;
 mod snapshot;
 mod source;
 mod vhdx;
@@ -30,6 +31,7 @@ pub use self::guest::{file_system, grub_cfg, guest_disk, pack_disk, partition_ta
 pub use self::inspect::{guest_inspect, guest_text, initramfs};
 pub use self::nbd::{nbd_client, nbd_handshake};
 pub use self::nbd_server::{Seeds, nbd_seeds, nbd_server_handshake, nbd_server_transmission};
+pub use self::registry::{hive_seeds, registry_hive};
 pub use self::vhdx::vhdx;
 pub use self::vmdk::{vmdk, vmdk_edited};
 pub use blocks::{block_seeds, mutated, vdi_image, vhd_image};

@@ -209,13 +209,14 @@ fn vmdk_edited() {
 #[test]
 fn guest_disks() {
     type Body = fn(&[u8]);
-    let bodies: [(&str, Body); 9] = [
+    let bodies: [(&str, Body); 10] = [
         ("guest_partition", fuzz::partition_table),
         ("guest_lvm", fuzz::guest_disk),
         ("guest_ext", fuzz::file_system),
         ("guest_fat", fuzz::file_system),
         ("guest_xfs", fuzz::file_system),
         ("guest_btrfs", fuzz::file_system),
+        ("guest_ntfs", fuzz::file_system),
         ("guest_inspect", fuzz::guest_inspect),
         ("guest_text", fuzz::guest_text),
         ("initramfs", fuzz::initramfs),
@@ -350,5 +351,17 @@ fn descriptions_of_machines() {
                 body(&bytes[..end]);
             }
         });
+    }
+}
+
+/// Registry hives, and each of them with changes that keep its checksum sound or not.
+#[test]
+fn hive() {
+    for seed in fuzz::hive_seeds() {
+        fuzz::registry_hive(&seed);
+        let mut random = block::testing::Random::new(seed.len() as u64);
+        for _ in 0..inputs(600) {
+            fuzz::registry_hive(&changed(&seed, &mut random));
+        }
     }
 }

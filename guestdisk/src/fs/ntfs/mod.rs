@@ -223,7 +223,7 @@ impl Ntfs {
             None => Err(corrupt("no table of upper case")),
         });
         match own {
-            Ok(bytes) if bytes.len() == 128 << 10 => {
+            Ok(bytes) if bytes.len() == 128 << 10 && le16(&bytes, 0x7a * 2) == 0x5a => {
                 bytes.chunks_exact(2).map(|unit| le16(unit, 0)).collect()
             }
             _ => (0..=u16::MAX)
