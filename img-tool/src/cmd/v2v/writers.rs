@@ -30,6 +30,11 @@ pub(super) enum Backend {
 impl Backend {
     /// With `untrusted`, this program gives up what it would take to start an appliance.
     pub(super) fn parse(args: &Args, untrusted: bool) -> Outcome<Self> {
+        if untrusted && args.virtio_win.is_some() {
+            return Err(Error::usage("--untrusted excludes --virtio-win, which takes the appliance")
+                .hint("attach the disks by SATA, without changes: --bus sata --no-changes")
+                .into());
+        }
         if untrusted && (args.bootcheck || args.backend == "appliance") {
             let error = Error::usage("--untrusted excludes --bootcheck and --backend appliance");
             return Err(error
