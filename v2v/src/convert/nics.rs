@@ -45,7 +45,8 @@ pub(crate) fn convert(
     interfaces: &[Interface],
     nics: &[Nic],
 ) -> Vec<(String, Vec<u8>)> {
-    let (pairs, unmatched) = pair(interfaces, nics);
+    let (mut pairs, unmatched) = pair(interfaces, nics);
+    add_patterns(draft, nics, &mut pairs);
     for name in unmatched {
         draft.ask(format!(
             "The configuration names the network interface {name}, but it is not known which card that is: give its address (MAC), or rename it in the guest."
@@ -158,6 +159,61 @@ fn rule(draft: &mut Draft<'_>, pair: &Pair) {
         })
         .collect();
     draft.write(OLD_RULES, append_lines(&kept, &[line]).into_bytes(), 0o644, why(&pair.name));
+}
+
+/// Configuration for `ens*`: a card keeps the name that it had by its slot, since on KVM it would be called `enp1s0`.
+fn add_patterns(draft: &mut Draft<'_>, nics: &[Nic], pairs: &mut Vec<Pair>) {
+    for pattern in patterns(draft) {
+        let fits = |name: &str| {
+            pattern.split_once('*').is_some_and(|(start, end)| name.starts_with(start) && name.ends_with(end))
+        };
+        // Cards of Xen have no place on a bus, so nothing but the kernel named them.
+        let from_xen = |nic: &Nic| nic.model.as_deref() == Some("netfront");
+        let is_kernels = fits("eth0") && !nics.iter().any(from_xen);
+        if fits("enp1s0") || is_kernels || pairs.iter().any(|pair| fits(&pair.name)) {
+            continue;
+        }
+        let free = |index: &usize| pairs.iter().all(|pair| pair.index != *index);
+        let mut found = vec![];
+        for index in (0..nics.len()).filter(free) {
+            let by_slot = nics[index].slot.map(|slot| format!("ens{slot}"));
+            let name = by_slot.or_else(|| from_xen(&nics[index]).then(|| format!("eth{index}")));
+            let name = name.filter(|name| fits(name));
+            found.extend(name.map(|name| Pair { name, mac: nics[index].mac.clone(), index }));
+        }
+        if found.is_empty() {
+            draft.ask(format!(
+                "The network configuration is for interfaces called {pattern}; on KVM they are called otherwise (enp1s0): change the pattern."
+            ));
+        }
+        pairs.extend(found);
+    }
+    pairs.sort_by_key(|pair| pair.index);
+}
+
+/// Patterns with one `*` for names of cards in systemd's and netplan's configuration.
+fn patterns(draft: &mut Draft<'_>) -> Vec<String> {
+    const FOLDERS: [(&str, &str, &str); 2] =
+        [("/etc/systemd/network", ".network", "Name="), ("/etc/netplan", ".yaml", "name:")];
+    let mut found = vec![];
+    for (folder, end, key) in FOLDERS {
+        for (name, _) in draft.tree().list(Path::new(folder)) {
+            if !name.ends_with(end) {
+                continue;
+            }
+            let text = draft.text(Path::new(folder).join(name)).unwrap_or_default();
+            let values = text.lines().filter_map(|line| {
+                let line = line.trim_start_matches([' ', '-']);
+                line.strip_prefix("match: {").unwrap_or(line).trim_start().strip_prefix(key)
+            });
+            let words = values.flat_map(|value| value.split([' ', ',', '}', '"', '\'']));
+            let is_pattern = |word: &&str| word.starts_with('e') && word.matches('*').count() == 1;
+            found.extend(words.filter(is_pattern).map(str::to_owned));
+        }
+    }
+    found.sort();
+    found.dedup();
+    found
 }
 
 /// Which card each interface is, and the names for which that is not known.
@@ -297,6 +353,34 @@ mod tests {
             .folder("/etc/systemd/network");
         let changes = plan(&tree, &interfaces, &[nic(None, None)]).changes;
         assert!(!changes[0].diff.iter().any(|line| line.contains("MACAddress")) && changes.len() == 1);
+    }
+
+    #[test]
+    fn patterns_keep_fitting() {
+        let tree = |file: &str, text: &str| {
+            Memory::default().file("/usr/lib/udev/rules.d/80-net-setup-link.rules", "").file(file, text)
+        };
+        let nics = [nic(Some("00:50:56:00:00:0a"), Some(192)), nic(Some("00:50:56:00:00:0b"), Some(224))];
+        let network = tree("/etc/systemd/network/a.network", "[Match]\nName=ens*\n\n[Network]\nDHCP=yes\n");
+        let netplan =
+            tree("/etc/netplan/a.yaml", "network:\n  ethernets:\n    a:\n      match: {name: \"ens*\"}\n");
+        for tree in [network, netplan] {
+            let changes = plan(&tree, &[], &nics).changes;
+            let links: Vec<_> = changes.iter().filter(|change| change.path.extension().is_some()).collect();
+            assert_eq!(links.len(), 2, "{changes:?}");
+            assert!(links[1].path.ends_with("10-vimg-ens224.link"));
+            assert_eq!(plan(&tree, &[], &[nic(None, None)]).to_do.len(), 1);
+        }
+        let xen = Nic { model: Some("netfront".to_owned()), ..nic(Some("00:16:3e:00:00:01"), None) };
+        let any = tree("/etc/systemd/network/a.network", "[Match]\nName=eth*\n");
+        assert!(
+            plan(&any, &[], &[xen]).changes.iter().any(|change| change.path.ends_with("10-vimg-eth0.link"))
+        );
+        for name in ["en*", "e*", "eth*", "enp*", "wlan*"] {
+            let any = tree("/etc/systemd/network/a.network", &format!("[Match]\nName={name}\n"));
+            let plan = plan(&any, &[], &nics);
+            assert!(plan.changes.is_empty() && plan.to_do.is_empty(), "{name}");
+        }
     }
 
     #[test]

@@ -266,6 +266,14 @@ impl Context<'_> {
             return Ok(Plan::default());
         }
         self.refuse_obstacles(&report.inspection)?;
+        if self.args.plan {
+            // A plan is shown all the same.
+            let obstacles = report.inspection.systems.iter().flat_map(|system| &system.obstacles);
+            let fatal = obstacles.filter(|obstacle| obstacle.fatal);
+            report.warnings.extend(fatal.map(|obstacle| {
+                format!("It will not be converted without --force: {} ({}).", obstacle.message, obstacle.hint)
+            }));
+        }
         let plan = plan::make(disks, &report.guest, &report.inspection, &self.plan_options())?;
         if !self.only_overwrites(&plan, disks, report) {
             return Ok(plan);
