@@ -132,13 +132,13 @@ fn uri_of(template: &str, disk: &str, only: bool) -> String {
         return template.replace(PLACEHOLDER, disk);
     }
     let (front, query) = template.find('?').map_or((template, ""), |at| template.split_at(at));
-    let names_export = front.split_once("://").is_some_and(|(_, rest)| {
-        rest.split_once('/').is_some_and(|(_, export)| !export.trim_matches('/').is_empty())
-    });
-    match (names_export, only) {
-        (true, true) => template.to_owned(),
-        _ => format!("{}/{disk}{query}", front.trim_end_matches('/')),
+    let Some((scheme, rest)) = front.split_once("://") else { return template.to_owned() };
+    let names_export = rest.split_once('/').is_some_and(|(_, export)| !export.trim_matches('/').is_empty());
+    if names_export && only {
+        return template.to_owned();
     }
+    // Over a Unix socket there is no host in front of the path.
+    format!("{scheme}://{}/{disk}{query}", rest.trim_end_matches('/'))
 }
 
 /// Writes the description to the export for it, if the server has one; `false`: it has none.
