@@ -370,6 +370,11 @@ impl HostFile {
         self.identity
     }
 
+    /// When its contents were last changed, as far as the host tells.
+    pub fn modified(&self) -> Option<std::time::SystemTime> {
+        self.file.metadata().ok().filter(std::fs::Metadata::is_file)?.modified().ok()
+    }
+
     /// How the page cache is used.
     pub fn cache_mode(&self) -> CacheMode {
         self.cache

@@ -281,7 +281,13 @@ pub(crate) fn parse(args: Vec<OsString>, program: &'static str) -> Result<Cli, R
 /// The definition of the command line, under the name of the program.
 pub(crate) fn command(program: &'static str) -> clap::Command {
     let command = Cli::command().bin_name(program).display_name(program);
-    if program == "vimg" { command } else { command.version("") }
+    if program == "vimg" {
+        // qemu-img lists what it writes; there is more that is only read.
+        let formats: Vec<_> = Format::ALL.iter().map(|format| format.name()).collect();
+        command.after_help(format!("Supported image formats:\n\n  {}\n", formats.join(" ")))
+    } else {
+        command.version("")
+    }
 }
 
 /// Why a command line was not carried out.

@@ -356,11 +356,44 @@ fn what_fails_leaves_nothing_behind() {
     assert_eq!(names(&place.dir.file("out")), Vec::<String>::new());
 
     // Somebody's file is not replaced.
+    fs::create_dir_all(place.dir.file("out")).unwrap();
     fs::write(place.dir.file("out/vmware-sda.qcow2"), "mine").unwrap();
     let ran: Ran = place.v2v(&format!("-f raw {raw} -o out")).run().expect_code(1);
     assert!(ran.stderr.contains("is there already") && ran.stderr.contains("--overwrite"), "{}", ran.story());
     assert_eq!(names(&place.dir.file("out")), ["vmware-sda.qcow2"]);
     assert_eq!(fs::read_to_string(place.dir.file("out/vmware-sda.qcow2")).unwrap(), "mine");
+}
+
+/// The only copy of a server is not replaced by its conversion, nor is what its chain stands on, nor what others use.
+#[test]
+fn a_source_is_never_overwritten() {
+    let place = place!();
+    let raw = place.guest("vmware.raw");
+    place.dir.vimg_ok(&format!("convert -f raw -O qcow2 {raw} own-sda.qcow2"));
+    place.dir.vimg_ok("create -f qcow2 -b own-sda.qcow2 -F qcow2 top.qcow2");
+    let before = sum(&place.dir.file("own-sda.qcow2"));
+    for source in ["own-sda.qcow2", "top.qcow2"] {
+        let ran = place.v2v(&format!("-o . --overwrite --name own {source}")).run().expect_code(1);
+        assert!(ran.stderr.contains("is a file of the source"), "{}", ran.story());
+    }
+    assert_eq!(sum(&place.dir.file("own-sda.qcow2")), before);
+    let ran = place.v2v("-o out --name x own-sda.qcow2 own-sda.qcow2").run().expect_code(1);
+    assert!(ran.stderr.contains("given twice") && !place.dir.file("out").exists(), "{}", ran.story());
+    // Mistakes are told before anything is done.
+    for (words, message) in [
+        ("-o out --engine foo top.qcow2", "--engine"),
+        ("top.qcow2", "-o DIR"),
+        ("-o out -f bogus top.qcow2", "bogus"),
+        ("-o out --memory 1 top.qcow2", "memory"),
+        ("-o out --name a/b top.qcow2", "--name"),
+        ("--batch plan.yaml --memory 2G", "--memory"),
+    ] {
+        let ran = place.v2v(words).run().expect_code(1);
+        assert!(ran.stderr.contains(message) && !place.dir.file("out").exists(), "{}", ran.story());
+    }
+    fs::write(place.dir.file("rubbish.img"), [7; 65536]).unwrap();
+    let ran = place.v2v("--plan rubbish.img").run().expect_code(1);
+    assert!(ran.stderr.contains("no operating system"), "{}", ran.story());
 }
 
 /// A manifest that does not fit stops everything.

@@ -322,7 +322,9 @@ impl Run<'_> {
 
     fn check(&self, subject: &Subject) -> Report {
         let mut report = self.check_opened(subject);
-        report.remarks.extend(self.chosen.remark.clone());
+        if report.outcome.is_some() {
+            report.remarks.extend(self.chosen.remark.clone());
+        }
         report.remarks.extend(subject.following.finish());
         if let Ok(opened) = &subject.opened
             && let Err(error) = opened.close()

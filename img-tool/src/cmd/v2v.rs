@@ -51,7 +51,7 @@ Examples:
   vimg v2v --batch plan.yaml --jobs 4")]
 pub(crate) struct Args {
     /// The folder for disks, descriptions and the report
-    #[arg(short, long, value_name = "DIR", required_unless_present_any = ["plan", "batch"])]
+    #[arg(short, long, value_name = "DIR")]
     output_dir: Option<PathBuf>,
     /// Format of the new disks: qcow2 or raw
     #[arg(short = 'O', long, value_name = "FMT", default_value = "qcow2", help_heading = "What is written")]
@@ -156,7 +156,11 @@ pub(crate) struct Args {
     #[arg(long, help_heading = "The test boot")]
     direct_kernel: bool,
     /// Convert the machines of this plan (YAML, docs/v2v.md)
-    #[arg(long, value_name = "PLAN", conflicts_with = "sources", help_heading = "Many machines")]
+    #[arg(long, value_name = "PLAN", conflicts_with_all = [
+        "sources", "name", "memory", "cpus", "firmware", "nic", "network", "bridge", "mac", "plan", "system", "format",
+        "no_changes", "keep_tools", "no_nic_names", "force", "serial_console", "autorelabel", "no_verify", "compress",
+        "overwrite", "direct_kernel", "timeout", "virtio_win", "appliance_kernel",
+    ], help_heading = "Many machines")]
     batch: Option<PathBuf>,
     /// How many of them at once
     #[arg(short, long, value_name = "NUMBER", requires = "batch", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Many machines")]
@@ -201,7 +205,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
         other => other,
     })?;
     if output == OutputFormat::Human && !args.quiet {
-        report.warnings.iter().for_each(|warning| app.warn(warning));
+        report.guest.notes.iter().chain(&report.warnings).for_each(|warning| app.warn(warning));
         tell(&report, args, app)?;
     }
     Ok(exit(&report))

@@ -124,6 +124,9 @@ fn parse(text: &str, passed_on: &[String]) -> Result<(Vec<Task>, usize)> {
             .ok_or_else(|| Error::invalid("'jobs' has to be a number above 0"))?,
     };
     let guests = plan["guests"].as_vec().ok_or_else(|| Error::invalid("'guests' has to be a list"))?;
+    if guests.is_empty() {
+        return Err(Error::invalid("'guests' is empty"));
+    }
     let task = |(number, guest): (usize, &Yaml)| {
         task(guest, &plan["defaults"], passed_on).context(|| format!("guest {}", number + 1))
     };
@@ -301,6 +304,7 @@ mod tests {
             ("guests: [a.vmx]", "mapping with 'source'"),
             ("guest: []", "'guest' is not known"),
             ("jobs: 0\nguests: []", "above 0"),
+            ("guests: []", "is empty"),
             ("guests: [{source: a, batch: b}]", "cannot stand here"),
             ("guests: [{source: a, 'x y': b}]", "no option"),
             ("guests: [{source: a, nic: {a: b}}]", "neither text"),

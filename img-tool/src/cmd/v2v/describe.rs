@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use block::ResultExt as _;
 use image::Format;
 use sha2::{Digest as _, Sha256};
-use v2v::guest::{Bus, FirmwareKind};
+use v2v::guest::{Bus, FirmwareKind, Guest};
 use v2v::inspect::SystemKind;
 use v2v::report::Report;
 use v2v::target::{
@@ -47,6 +47,7 @@ pub(super) fn write(
 ) -> Outcome<()> {
     let machine = Machine::new(&report.guest, &spec(context, report, place)?)?;
     report.warnings.extend(machine.notes.iter().cloned());
+    report.warnings.extend(unused_rules(context, &report.guest));
     let name = report.guest.name.clone();
     for target in &context.args.target {
         let texts = match target.as_str() {
@@ -74,6 +75,32 @@ pub(super) fn write(
         }
     }
     Ok(())
+}
+
+/// Rules for networks that the machine does not have: most often a name that is not written as the source has it.
+fn unused_rules(context: &Context<'_>, guest: &Guest) -> Vec<String> {
+    let args = context.args;
+    let mut notes = vec![];
+    if guest.nics.is_empty() {
+        notes.push("It gets no network card: the source names none (--nic does).".to_owned());
+    }
+    for rule in args.network.iter().chain(&args.bridge) {
+        let Some((from, _)) = rule.split_once(':') else { continue };
+        if !guest.nics.iter().any(|nic| nic.network_name.as_deref() == Some(from)) {
+            let known: Vec<_> = guest.nics.iter().filter_map(|nic| nic.network_name.as_deref()).collect();
+            notes.push(format!(
+                "No card of the machine is on the network '{from}'; there are: '{}'.",
+                known.join("', '")
+            ));
+        }
+    }
+    for rule in &args.mac {
+        let is_its = |mac: &str| rule.to_lowercase().starts_with(mac);
+        if !guest.nics.iter().filter_map(|nic| nic.mac.as_deref()).any(is_its) {
+            notes.push(format!("No card of the machine has the address of --mac {rule}."));
+        }
+    }
+    notes
 }
 
 /// Disks that have no file of their own are where the package has them.

@@ -10,6 +10,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use block::lock::{Held, Permissions};
 use block::{Error, ErrorKind, Result, ResultExt as _};
 use nix::fcntl::{Flock, FlockArg};
 
@@ -21,7 +22,12 @@ pub(super) struct Place {
     /// Names within both folders, in the order in which they become visible.
     names: Vec<String>,
     overwrite: bool,
-    done: bool,
+    /// The output folder was made for this.
+    made: bool,
+    /// What is read from (device and inode): nothing of that is replaced.
+    sources: Vec<(u64, u64)>,
+    /// Images that are going to be replaced, locked against whoever would begin to use them.
+    replaced: Vec<(File, Held)>,
     /// Nobody else converts a machine of this name to this folder.
     _lock: Flock<File>,
 }
@@ -43,12 +49,26 @@ impl Place {
             result => result.context(|| format!("could not make the folder '{}'", partial.display()))?,
         }
         let lock = lock(&partial)?;
-        let place = Self { directory, partial, names: vec![], overwrite, done: false, _lock: lock };
+        let place = Self {
+            directory,
+            partial,
+            names: vec![],
+            overwrite,
+            made,
+            sources: vec![],
+            replaced: vec![],
+            _lock: lock,
+        };
         place.empty().context(|| "could not remove what an earlier conversion left".to_owned())?;
         if made {
             sync(place.directory.parent());
         }
         Ok(place)
+    }
+
+    /// Files that are read from, by device and inode.
+    pub(super) fn protect(&mut self, sources: Vec<(u64, u64)>) {
+        self.sources = sources;
     }
 
     /// The final folder.
@@ -73,8 +93,29 @@ impl Place {
                 error.hint("choose another folder or --name, or allow it to be replaced: --overwrite")
             );
         }
+        self.check_replaced(&end)?;
         self.names.push(name.to_owned());
         Ok((self.partial.join(name), end))
+    }
+
+    /// What is there already, and may be replaced, must be nobody's: no file of the source, no image in use.
+    fn check_replaced(&mut self, end: &Path) -> Result<()> {
+        use std::os::unix::fs::MetadataExt as _;
+        let Ok(meta) = end.metadata() else { return Ok(()) };
+        if self.sources.contains(&(meta.dev(), meta.ino())) {
+            let error =
+                Error::usage(format!("'{}' is a file of the source: it is not replaced", end.display()));
+            return Err(error.hint("choose another folder or --name"));
+        }
+        if !meta.is_file() {
+            return Err(Error::usage(format!("'{}' is there already, and is no file", end.display())));
+        }
+        let file = File::open(end).context(|| format!("could not open '{}'", end.display()))?;
+        let mut held = Held::default();
+        held.lock(&file, Permissions::WRITE, Permissions::NONE)
+            .context(|| format!("'{}' is in use and is not replaced", end.display()))?;
+        self.replaced.push((file, held));
+        Ok(())
     }
 
     /// Announces a file and writes it.
@@ -101,7 +142,7 @@ impl Place {
             };
             renamed.context(|| format!("could not give '{}' its name", end.display()))?;
         }
-        self.done = true;
+        self.made = false;
         sync(Some(&self.directory));
         Ok(())
     }
@@ -124,6 +165,10 @@ impl Drop for Place {
         drop(self.empty());
         drop(fs::remove_file(self.partial.join(LOCK)));
         drop(fs::remove_dir(&self.partial));
+        if self.made {
+            // Only if nothing is in it.
+            drop(fs::remove_dir(&self.directory));
+        }
     }
 }
 
@@ -191,7 +236,7 @@ mod tests {
         let end = place.write("web.xml", b"<domain/>", false).unwrap();
         assert!(!end.exists());
         drop(place);
-        assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
+        assert!(!out.exists(), "the folder was made for it");
     }
 
     #[test]
@@ -225,6 +270,26 @@ mod tests {
         place.write("web.xml", b"new", false).unwrap();
         place.publish().unwrap();
         assert_eq!(fs::read(folder.path().join("web.xml")).unwrap(), b"new");
+    }
+
+    #[test]
+    fn sources_and_images_in_use_are_not_replaced() {
+        use std::os::unix::fs::MetadataExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let (own, used) = (folder.path().join("own"), folder.path().join("used"));
+        fs::write(&own, b"the only copy").unwrap();
+        fs::write(&used, b"a running guest's").unwrap();
+        let mut place = Place::new(folder.path(), "web", true).unwrap();
+        let meta = own.metadata().unwrap();
+        place.protect(vec![(meta.dev(), meta.ino())]);
+        assert!(place.file("own").unwrap_err().to_string().contains("file of the source"));
+        let guest = File::open(&used).unwrap();
+        let mut held = Held::default();
+        held.lock(&guest, Permissions::CONSISTENT_READ | Permissions::WRITE, Permissions::CONSISTENT_READ)
+            .unwrap();
+        assert!(place.file("used").unwrap_err().to_string().contains("in use"));
+        held.unlock(&guest);
+        place.file("used").unwrap();
     }
 
     #[test]

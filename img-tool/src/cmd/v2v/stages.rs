@@ -17,7 +17,7 @@ use v2v::guest::{Bus, DiskImage, FirmwareKind, Guest, Nic};
 use v2v::inspect::{Inspection, System, SystemKind, inspect_with};
 use v2v::names::DiskNames;
 use v2v::plan::{self, Action, Plan, PlanOptions, TargetBus};
-use v2v::report::{Report, ReportedDisk, Stage};
+use v2v::report::{BootTest, Report, ReportedDisk, Stage};
 use v2v::source::{self, SourceOptions};
 use v2v::target::ova;
 
@@ -69,6 +69,7 @@ pub(super) fn convert(args: &Args, app: &App, reporter: &Reporter<'_>, report: &
         bus: bus(&args.bus)?,
         backend: Backend::parse(args, app.global.untrusted)?,
     };
+    check_words(args)?;
     describe::check(&args.target)?;
     context.go(report)
 }
@@ -91,6 +92,29 @@ fn bus(name: &str) -> Outcome<Bus> {
             Err(Failure::usage(format!("--bus expects 'virtio', 'virtio-scsi' or 'sata' not '{other}'")))
         }
     }
+}
+
+/// As much as a machine can have.
+fn memory(text: &str) -> block::Result<u64> {
+    block::size::parse_named("memory", text, 16 << 20..=64 << 40)
+}
+
+/// What is wrong with the command line is told before anything is done.
+fn check_words(args: &Args) -> Outcome<()> {
+    if !matches!(args.engine.as_str(), "auto" | "kvm" | "qemu") {
+        return Err(Failure::usage(format!(
+            "--engine expects 'auto', 'kvm' or 'qemu' not '{}'",
+            args.engine
+        )));
+    }
+    if args.output_dir.is_none() && !args.plan {
+        let error = Error::usage("nobody has said where to: -o DIR is missing");
+        return Err(error.hint("or look first, and write nothing: --plan").into());
+    }
+    if args.name.as_deref().is_some_and(|name| file_name(name) != name) {
+        return Err(Failure::usage("--name has to be usable as a file name"));
+    }
+    args.format.as_deref().map(crate::cli::target_format).transpose().map(drop)
 }
 
 /// Runs a stage and notes what it took.
@@ -120,6 +144,11 @@ impl Context<'_> {
             _ => None,
         };
         let opened = timed(report, "opening", |report| self.open(place.as_ref(), report))?;
+        refuse_twice(&opened)?;
+        if let Some(place) = &mut place {
+            place.protect(self.files(&opened));
+        }
+        let before = times(&opened);
         self.confine(place.as_ref());
         let devices = || opened.iter().map(|disk| Arc::clone(&disk.overlay)).collect::<Vec<_>>();
         let disks = timed(report, "inspection", |report| self.inspect(devices(), report))?;
@@ -138,6 +167,10 @@ impl Context<'_> {
             timed(report, "copy", |report| self.copy(&opened, place, report))?;
         }
         timed(report, "descriptions", |report| describe::write(self, &opened, place, report))?;
+        if times(&opened) != before {
+            let error = Error::new(ErrorKind::Corrupt, "a file of the source was changed while it was read");
+            return Err(error.hint("shut the machine down on the other side, and convert again").into());
+        }
         report.stage = Stage::Converted;
         self.publish(place, report)?;
         if self.args.bootcheck {
@@ -145,6 +178,14 @@ impl Context<'_> {
             write_reports(place, report)?;
         }
         Ok(())
+    }
+
+    /// The files that are read from, the description included, by device and inode.
+    fn files(&self, opened: &[Opened]) -> Vec<(u64, u64)> {
+        use std::os::unix::fs::MetadataExt as _;
+        let described = self.args.sources.iter().filter_map(|name| std::fs::metadata(name).ok());
+        let own = opened.iter().flat_map(|disk| disk.layer.files()).map(|file| file.identity());
+        own.chain(described.map(|meta| (meta.dev(), meta.ino()))).collect()
     }
 
     /// With `--untrusted`, gives up everything but the output folder before the disks' bytes are looked at.
@@ -183,7 +224,7 @@ impl Context<'_> {
         };
         let options = SourceOptions {
             name: args.name.clone(),
-            memory_bytes: args.memory.as_deref().map(block::size::parse).transpose()?,
+            memory_bytes: args.memory.as_deref().map(memory).transpose()?,
             cpus: args.cpus,
             firmware,
             nics: args.nic.iter().map(|text| source::parse_nic(text)).collect::<block::Result<Vec<Nic>>>()?,
@@ -339,7 +380,8 @@ impl Context<'_> {
             system.obstacles.iter().find(|obstacle| obstacle.fatal && !solved(system, obstacle.code))
         });
         let error = match fatal {
-            _ if self.args.force || self.args.plan => return Ok(()),
+            _ if self.args.force => return Ok(()),
+            Some(_) if self.args.plan => return Ok(()),
             None if inspection.systems.is_empty() => {
                 Error::new(ErrorKind::NotFound, "no operating system was found on the disks")
                     .hint("convert the disks without changes: --no-changes")
@@ -458,7 +500,14 @@ impl Context<'_> {
             timeout: self.args.timeout,
             console: &console,
         };
-        let tested = test.run(&self.reporter.signal())?;
+        let tested = match test.run(&self.reporter.signal()) {
+            Err(error) if error.kind() != ErrorKind::Cancelled => BootTest {
+                verdict: "not-checked".to_owned(),
+                message: error.to_string(),
+                ..BootTest::default()
+            },
+            tested => tested?,
+        };
         report.files.push(console.display().to_string());
         report.boot = Some(tested);
         Ok(())
@@ -521,6 +570,27 @@ fn check_space(opened: &[Opened], place: &place::Place, args: &Args) -> Outcome<
     Err(Error::new(ErrorKind::NoSpace, message)
         .hint("choose another --output-dir, or try in spite of it: --force")
         .into())
+}
+
+/// When each file of the source was last changed; devices of the host do not tell.
+fn times(opened: &[Opened]) -> Vec<Option<std::time::SystemTime>> {
+    let files = opened.iter().flat_map(|disk| disk.layer.files());
+    files.map(|file| file.modified()).collect()
+}
+
+/// The same disk twice is a mistake: everything on it would be there twice.
+fn refuse_twice(opened: &[Opened]) -> Outcome<()> {
+    let mut known = vec![];
+    for disk in opened {
+        let Some(file) = &disk.layer.file else { continue };
+        let id = (file.identity(), disk.layer.member.clone());
+        if disk.layer.container.is_none() && known.contains(&id) {
+            let message = format!("'{}' is given twice", disk.layer.filename);
+            return Err(Error::usage(message).into());
+        }
+        known.push(id);
+    }
+    Ok(())
 }
 
 /// What the source calls its disks.
