@@ -34,7 +34,7 @@ fn an_image_is_formatted_mounted_written_and_left_clean() {
         fails 'Failed to get "write" lock' "$VIMG" nbd attach disk.qcow2
         fails "/dev/nbd0 is in use already" "$VIMG" nbd attach --overlay --force-share disk.qcow2 /dev/nbd0
         mkfs.ext4 -q /dev/nbd0
-        mkdir /tmp/m; mount /dev/nbd0 /tmp/m
+        mkdir -p /tmp/m; mount /dev/nbd0 /tmp/m
         head -c 20000000 /dev/urandom > /tmp/m/file; sha256sum < /tmp/m/file > /tmp/sum
         fails "/dev/nbd0 is mounted on /tmp/m" "$VIMG" nbd detach /dev/nbd0
         umount /tmp/m
@@ -130,7 +130,7 @@ fn partitions_have_devices_and_each_can_be_a_disk_of_its_own() {
         printf 'label: dos\n1: size=8M\n2: size=50M,type=5\n5: size=8M\n6: size=16M\n' | sfdisk -q /dev/nbd1
         is "nbd0p1 nbd0p2 " "$(parts nbd0)"
         mkfs.ext4 -q /dev/nbd0p2
-        mkdir /tmp/m; mount /dev/nbd0p2 /tmp/m; echo hello > /tmp/m/file
+        mkdir -p /tmp/m; mount /dev/nbd0p2 /tmp/m; echo hello > /tmp/m/file
         fails "/dev/nbd0p2 is mounted on /tmp/m" "$VIMG" nbd detach nbd0
         umount /tmp/m
         "$VIMG" nbd detach --all
@@ -174,7 +174,7 @@ fn servers_that_die_are_replaced_or_at_least_leave_no_zombie() {
         dir.path(),
         r#"
         server() { sed 's/.*"pid":\([0-9]*\).*/\1/' /run/vimg/nbd0.json; }
-        mkdir /tmp/m
+        mkdir -p /tmp/m
         "$VIMG" nbd attach --reconnect 60 --connections 2 disk.qcow2
         mkfs.ext4 -q /dev/nbd0; mount /dev/nbd0 /tmp/m
         ( for i in 1 2 3 4 5 6; do head -c 8000000 /dev/urandom > /tmp/m/file$i; sync; done; touch /tmp/done ) &
@@ -232,7 +232,7 @@ fn an_export_of_somebody_elses_server_is_a_disk() {
         dir.path(),
         r#"
         serve() { qemu-nbd --fork -t -e 8 -f qcow2 -x disk -k /tmp/sock disk.qcow2; }
-        serve; uri='nbd+unix:///disk?socket=/tmp/sock'; mkdir /tmp/m
+        serve; uri='nbd+unix:///disk?socket=/tmp/sock'; mkdir -p /tmp/m
         is /dev/nbd0 "$("$VIMG" nbd attach --connections 2 "$uri")"
         is "" "$(pgrep -x vimg || true)"
         "$VIMG" nbd list | grep -q ' remote .*/disk?socket='
@@ -273,7 +273,7 @@ fn what_was_durable_survives_a_power_cut() {
         let machine = lab::script(
             dir.path(),
             r#"
-            mkdir /tmp/m; "$VIMG" nbd attach --connections 2 disk.qcow2
+            mkdir -p /tmp/m; "$VIMG" nbd attach --connections 2 disk.qcow2
             if [ ! -e durable ]; then mkfs.ext4 -q /dev/nbd0; fi
             mount /dev/nbd0 /tmp/m
             i=$(cat durable 2> /dev/null | wc -l)
@@ -290,7 +290,7 @@ fn what_was_durable_survives_a_power_cut() {
         lab::run(
             dir.path(),
             r#"
-            mkdir /tmp/m; "$VIMG" nbd attach disk.qcow2
+            mkdir -p /tmp/m; "$VIMG" nbd attach disk.qcow2
             # Replays the journal; anything worse than that would be 4.
             fsck.ext4 -p /dev/nbd0 > /tmp/fsck || [ $? = 1 ] || { cat /tmp/fsck; exit 1; }
             fsck.ext4 -fn /dev/nbd0 > /tmp/fsck || { cat /tmp/fsck; exit 1; }
