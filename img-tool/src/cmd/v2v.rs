@@ -83,7 +83,7 @@ pub(crate) struct Args {
     /// Its processors
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "The new machine")]
     cpus: Option<u32>,
-    /// bios or uefi, where neither the description nor the disks say it rightly
+    /// bios, uefi, or auto: what the description says, or else what the disks are made for
     #[arg(long, value_name = "FIRMWARE", help_heading = "The new machine")]
     firmware: Option<String>,
     /// What its disks are attached to: virtio, virtio-scsi or sata

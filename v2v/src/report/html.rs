@@ -65,8 +65,10 @@ fn found(out: &mut String, report: &Report) {
         row(out, "Processors", &cpus.to_string());
     }
     if let Some(firmware) = report.firmware {
-        let why = report.inspection.firmware_reasons.join("; ");
-        row(out, "Firmware", &format!("{} ({why})", firmware.name().to_uppercase()));
+        row(out, "Firmware", &firmware.name().to_uppercase());
+        for why in &report.inspection.firmware_reasons {
+            row(out, "", why);
+        }
     }
     for nic in &guest.nics {
         let text = [nic.mac.as_deref(), nic.model.as_deref(), nic.network_name.as_deref()];
@@ -207,7 +209,8 @@ fn boot_test(out: &mut String, boot: &BootTest) {
     }
     row(out, "Run by", &format!("{}, {:.1} s", boot.engine, boot.seconds));
     for (seconds, station, line) in &boot.stations {
-        row(out, &format!("{seconds:.2} s"), &format!("{station}: {line}"));
+        let separator = if line.is_empty() { "" } else { ": " };
+        row(out, &format!("{seconds:.2} s"), &format!("{station}{separator}{line}"));
     }
     out.push_str("</table>\n<pre>");
     for line in &boot.console {
