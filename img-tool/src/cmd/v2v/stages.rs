@@ -43,6 +43,19 @@ pub(super) struct Opened {
 }
 
 impl Opened {
+    /// Whether anything was written to it.
+    fn is_changed(&self) -> block::Result<bool> {
+        let (mut offset, size) = (0, self.overlay.size());
+        while offset < size {
+            let own = self.overlay.layer_extent(offset, size - offset)?;
+            if own.stored != block::Stored::Absent {
+                return Ok(true);
+            }
+            offset += own.len.max(1);
+        }
+        Ok(false)
+    }
+
     /// As the writer of packages wants it.
     pub(super) fn for_package(&self) -> ova::Source {
         ova::Source { layer: Arc::clone(&self.layer), disk: Some(Arc::clone(&self.overlay)) }
@@ -455,8 +468,10 @@ impl Context<'_> {
         compress: bool,
     ) -> block::Result<ConvertReport> {
         let create = CreateRequest { options, ..CreateRequest::new(path.to_string_lossy(), format) };
+        // A disk that was not changed is copied as it is: all short cuts of a convert are open then.
+        let changed = disk.is_changed()?;
         let request = ConvertRequest {
-            disk: Some(Arc::clone(&disk.overlay)),
+            disk: changed.then(|| Arc::clone(&disk.overlay)),
             compress,
             cache: block::file::CacheMode::Writeback,
             ..ConvertRequest::new(vec![Arc::clone(&disk.layer)], Target::Create(create))
