@@ -14,7 +14,6 @@
 //! looks at the environment; the engine is the caller's choice.
 #![forbid(unsafe_code)]
 
-pub mod cpio;
 mod fs;
 mod kernel;
 mod lazy;

@@ -12,7 +12,6 @@ use bootcheck::engine::{Boot, Control, Disk, Ending, Engine, MachineSpec, Outcom
 use guestdisk::detect::Kind;
 use parking_lot::Mutex;
 
-use crate::cpio::Archive;
 use crate::fs::Mounted;
 use crate::kernel::Kernel;
 use crate::lazy::linux_name;
@@ -21,6 +20,7 @@ use crate::wire::{
     self, Action, Bell, CONFIG_PATH, Failure, Hello, MAILBOX_BYTES, MAILBOX_SERIAL, Message, MountRequest,
     Number, Ran, Request, VERSION, WINDOW,
 };
+use cpio::Archive;
 
 /// The init; empty where it could not be built (build.rs).
 const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init"));
@@ -218,7 +218,7 @@ impl Session {
         let store = MemStorage::new();
         store.set_len(MAILBOX_BYTES)?;
         let mailbox: Arc<dyn BlockDevice> = Arc::new(Raw::open(Arc::new(store), RawOptions::default())?);
-        let spec = machine(devices, &mailbox, kernel, engine.name(), &options);
+        let spec = machine(devices, &mailbox, kernel, engine.name(), &options)?;
         let line = Arc::new(Line::default());
         let runnable = engine.build(spec, Arc::clone(&line) as _)?;
         let control = runnable.control();
@@ -418,7 +418,7 @@ fn machine(
     kernel: &Kernel,
     engine: &str,
     options: &Options,
-) -> MachineSpec {
+) -> Result<MachineSpec> {
     let disk = |device: &Arc<dyn BlockDevice>, serial| Disk {
         device: Arc::clone(device),
         read_only: device.read_only(),
@@ -431,35 +431,35 @@ fn machine(
     let test = if engine.ends_with("-tcg") { " no_timer_check" } else { "" };
     let cmdline =
         format!("console={LINE} quiet panic=-1 rdinit=/init random.trust_cpu=on{test} {}", options.append);
-    MachineSpec {
+    Ok(MachineSpec {
         cpus: 1,
         memory_bytes: options.memory_bytes,
         disks,
         transport: Transport::Pci,
         boot: Boot::Linux {
             kernel: Arc::clone(&kernel.image),
-            initrd: Some(initramfs(kernel, devices.len()).into()),
+            initrd: Some(initramfs(kernel, devices.len())?.into()),
             cmdline: cmdline.trim_end().to_owned(),
         },
-    }
+    })
 }
 
-fn initramfs(kernel: &Kernel, disks: usize) -> Vec<u8> {
+fn initramfs(kernel: &Kernel, disks: usize) -> Result<Vec<u8>> {
     let mut archive = Archive::new();
     for folder in ["dev", "etc", "modules", "mounted", "proc", "sys"] {
-        archive.directory(folder, 0o755);
+        archive.directory(folder)?;
     }
-    archive.char_device("dev/console", 0o600, (5, 1));
-    archive.char_device("dev/null", 0o666, (1, 3));
+    archive.device("dev/console", 0o020_600, 5, 1)?;
+    archive.device("dev/null", 0o020_666, 1, 3)?;
     let mut config = format!("line {LINE}\ndisks {disks}\n");
     for (number, module) in kernel.modules.iter().enumerate() {
         let file = format!("{number:03}-{}.ko", module.name);
         config.push_str(&format!("module {file}\n"));
-        archive.file(&format!("modules/{file}"), 0o600, &module.bytes);
+        archive.file(&format!("modules/{file}"), 0o600, &module.bytes)?;
     }
-    archive.file(CONFIG_PATH, 0o644, config.as_bytes());
-    archive.file("init", 0o755, INIT);
-    archive.finish()
+    archive.file(CONFIG_PATH, 0o644, config.as_bytes())?;
+    archive.file("init", 0o755, INIT)?;
+    Ok(archive.finish())
 }
 
 /// The failure that the init tells, for us. It may be lies: only its length and form are known to be good.

@@ -36,6 +36,7 @@ use std::sync::Arc;
 use block::num::to_usize;
 use block::{BlockDevice, Error, ErrorKind, Result};
 
+pub use fat::CODE_PAGE;
 pub use node::{FileKind, Metadata, Node};
 pub use place::{Checksums, FileExtent, Kept, Layout, Record};
 

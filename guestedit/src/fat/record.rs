@@ -2,7 +2,7 @@
 //! and those in front of it that hold its long name.
 
 use block::{Error, Result};
-use guestdisk::fs::FileKind;
+use guestdisk::fs::{CODE_PAGE, FileKind};
 
 use crate::bytes::{byte, high16, le16, le32, low16, low32, part, put_le16, put_le32};
 use crate::types::Stat;
@@ -21,10 +21,6 @@ const LONG_NAME: u8 = 0xf;
 const UNITS: usize = 13;
 /// The longest name in UTF-16 units.
 const MOST_UNITS: usize = 255;
-
-/// Characters 0x80 to 0xff of code page 437, which short names are written in.
-const CODE_PAGE: &str = "ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜ¢£¥₧ƒáíóúñÑªº¿⌐¬½¼¡«»░▒▓│┤╡╢╖╕╣║╗╝╜╛┐└┴┬├─┼╞╟╚╔╩╦╠═╬╧╨╤╥╙╘╒╓╫╪┘┌█▄▌▐▀\
-                         αßΓπΣσµτΦΘΩδ∞φε∩≡±≥≤⌠⌡÷≈°∙·√ⁿ²■\u{a0}";
 
 /// The record of a file or directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -134,9 +134,9 @@ fn unpack(compression: Compression, bytes: &[u8]) -> Result<Option<Vec<u8>>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cpio::Archive;
     use super::super::segment::{Packing, append};
     use super::*;
+    use cpio::Archive;
 
     fn archive(path: &str, bytes: &[u8]) -> Vec<u8> {
         let mut archive = Archive::new();

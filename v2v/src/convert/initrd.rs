@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, HashSet};
 use block::Result;
 
 use super::cmdline::Cmdlines;
-use super::cpio::Archive;
 use super::draft::{Draft, MOST_FILE, Why};
 use super::loaders::guest_path;
 use super::lvm;
@@ -21,6 +20,7 @@ use super::tree::Place;
 use crate::initramfs::{self, Limits};
 use crate::inspect::{DriverPlace, Initramfs, Kernel, System};
 use crate::plan::TargetBus;
+use cpio::Archive;
 
 /// Modules that are added along with others where there are any: other ways to attach the same devices.
 const ALONG: [&str; 1] = ["virtio_mmio"];

@@ -5,7 +5,6 @@ use guestdisk::Location;
 use guestdisk::boot::{BootFile, Entry, Loader};
 
 use super::cmdline::Cmdlines;
-use super::cpio::Archive;
 use super::draft::Draft;
 use super::initrd;
 use super::names::tests::{ROOT, SWAP, names};
@@ -14,6 +13,7 @@ use super::tree::memory::Memory;
 use crate::initramfs::{self, Limits};
 use crate::inspect::{Driver, DriverPlace, Kernel, System};
 use crate::plan::{Action, Plan, TargetBus};
+use cpio::Archive;
 
 const RELEASE: &str = "6.1.0-30-amd64";
 const DEP: &str = super::modules::tests::DEP;

@@ -16,7 +16,6 @@
 //! ```
 
 mod cmdline;
-pub mod cpio;
 mod draft;
 mod guest_tree;
 pub mod in_place;

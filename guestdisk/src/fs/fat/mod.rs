@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use super::node::{Entry as Found, FileKind, GoOn, Metadata, Node, Nodes};
 use super::source::Source;
 use crate::bytes::{self, byte, corrupt, le16, le32, part};
+pub use entry::CODE_PAGE;
 use entry::{Entry, Names};
 
 /// The most bytes of a directory: the specification has 65,536 entries of 32 bytes.

@@ -4,6 +4,8 @@
 //! A directory that is recorded takes the place of a symbolic link of that name, which breaks an initramfs in which `lib`
 //! leads to `usr/lib`: record only directories of which it is known that they are none.
 
+#![forbid(unsafe_code)]
+
 use std::collections::HashSet;
 use std::fmt::Write as _;
 
@@ -155,6 +157,29 @@ mod tests {
         assert_eq!(&bytes[110..114], b"a/b\0");
         assert_eq!(&bytes[116..124], b"hello\0\0\0");
         assert!(bytes.len().is_multiple_of(4) && bytes[124..].starts_with(b"07070100000000"));
+    }
+
+    #[test]
+    fn the_systems_cpio_reads_it() {
+        let mut archive = Archive::new();
+        archive.directory("dir").unwrap();
+        archive.file("dir/file", 0o640, b"hello").unwrap();
+        archive.file("empty", 0o644, b"").unwrap();
+        archive.device("null", 0o020_666, 1, 3).unwrap();
+        let bytes = archive.finish();
+        assert!(bytes.starts_with(b"070701"));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.cpio");
+        std::fs::write(&path, &bytes).unwrap();
+        let words = ["-itv", "--quiet", "-F", path.to_str().unwrap()];
+        let Ok(listed) = std::process::Command::new("cpio").args(words).output() else { return };
+        let text = String::from_utf8_lossy(&listed.stdout);
+        for part in
+            ["drwxr-xr-x", "-rw-r-----   1 root     root            5", "dir/file", "crw-rw-rw-", "1,   3"]
+        {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        assert_eq!(text.lines().count(), 4);
     }
 
     #[test]
