@@ -10,6 +10,8 @@ use std::borrow::Cow;
 pub const MAX_LINE: usize = 4096;
 /// Parameters of a control sequence that are remembered; longer ones are not obeyed.
 const MAX_PARAMETERS: u32 = 64;
+/// Rows of a screen: at the last one, the next line scrolls it.
+const ROWS: u32 = 25;
 /// A terminal string (a title, say) that has not ended after so many bytes was none.
 const MAX_STRING: u32 = 4096;
 
@@ -37,6 +39,37 @@ pub struct Lines {
     line: Vec<u8>,
     /// The last character was a carriage return: what comes next decides what it was.
     returned: bool,
+    /// Numbers of the control sequence that is being read.
+    numbers: Numbers,
+    /// The row of the cursor, as far as it is known; 1 is the first.
+    row: Option<u32>,
+    /// The column, from 1 on, to which the cursor was moved within this line.
+    column: Option<usize>,
+}
+
+/// The first two numbers of a control sequence; the default of each is 1.
+#[derive(Debug, Clone, Copy, Default)]
+struct Numbers {
+    values: [u32; 2],
+    index: usize,
+}
+
+impl Numbers {
+    fn take(&mut self, byte: u8) {
+        match byte {
+            b';' => self.index += 1,
+            b'0'..=b'9' => {
+                if let Some(value) = self.values.get_mut(self.index) {
+                    *value = value.saturating_mul(10).saturating_add(u32::from(byte - b'0'));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn get(self, index: usize) -> u32 {
+        self.values[index].max(1)
+    }
 }
 
 impl Lines {
@@ -60,6 +93,7 @@ impl Lines {
     fn end(&mut self, each: &mut impl FnMut(&str)) {
         each(&String::from_utf8_lossy(&self.line));
         self.line.clear();
+        self.column = None;
     }
 
     /// The line that has not ended yet.
@@ -94,6 +128,12 @@ impl Lines {
     }
 
     fn begun(&mut self, byte: u8) -> bool {
+        self.numbers = Numbers::default();
+        self.row = match byte {
+            b'c' => Some(1),
+            b'E' | b'D' => None,
+            _ => self.row,
+        };
         self.escape = match byte {
             b'[' => Escape::Control(0),
             b']' | b'P' | b'X' | b'^' | b'_' => Escape::String(0),
@@ -111,13 +151,19 @@ impl Lines {
             0x40..=0x7e => {
                 self.escape = Escape::None;
                 match byte {
-                    // Cursor movements and clearing of the screen: what follows is another line.
-                    b'A' | b'B' | b'E'..=b'H' | b'J' | b'd' | b'f' => !self.line.is_empty(),
+                    b'H' | b'f' => self.moved(),
+                    // Other movements and clearing of the screen: what follows is another line.
+                    b'A' | b'B' | b'E'..=b'G' | b'd' => {
+                        self.row = None;
+                        !self.line.is_empty()
+                    }
+                    b'J' => !self.line.is_empty(),
                     b'C' => self.append(b' '),
                     _ => false,
                 }
             }
             0x20..=0x3f if count < MAX_PARAMETERS => {
+                self.numbers.take(byte);
                 self.escape = Escape::Control(count + 1);
                 false
             }
@@ -133,14 +179,39 @@ impl Lines {
         }
     }
 
-    /// Whether this byte is printed over a line that a carriage return left.
+    /// The cursor is moved. SeaBIOS, which puts its screen on the serial line, does so in the middle of a line, to the place
+    /// at which the cursor is or one before it; `true`: elsewhere, what follows is another line.
+    fn moved(&mut self) -> bool {
+        let (row, column) = (self.numbers.get(0), self.numbers.get(1) as usize);
+        let end = self.end_column();
+        if self.row.replace(row) == Some(row) && (column == end || column + 1 == end) {
+            self.returned = false;
+            self.column = Some(column);
+            return false;
+        }
+        !self.line.is_empty()
+    }
+
+    /// The column behind the line's last character, from 1 on.
+    fn end_column(&self) -> usize {
+        1 + self.line.iter().filter(|byte| **byte & 0xc0 != 0x80).count()
+    }
+
+    /// Whether this byte is printed over a line that a carriage return, or a movement, left.
     fn overwrites(&self, byte: u8) -> bool {
-        self.escape == Escape::None && self.returned && !self.line.is_empty() && is_printed(byte)
+        let within = || self.column.is_some_and(|column| column != self.end_column());
+        self.escape == Escape::None
+            && !self.line.is_empty()
+            && is_printed(byte)
+            && (self.returned || within())
     }
 
     fn plain(&mut self, byte: u8) -> bool {
         match byte {
-            b'\n' => self.returned = false,
+            b'\n' => {
+                self.returned = false;
+                self.row = self.row.map(|row| (row + 1).min(ROWS));
+            }
             b'\r' => self.returned = true,
             0x1b => self.escape = Escape::Begun,
             0x08 => self.erase(),
@@ -154,6 +225,7 @@ impl Lines {
     }
 
     fn append(&mut self, byte: u8) -> bool {
+        self.column = None;
         self.line.push(byte);
         self.line.len() >= MAX_LINE
     }
@@ -224,6 +296,28 @@ mod tests {
     #[test]
     fn the_cursor_goes_to_another_line() {
         expect(b"\x1b[2J\x1b[1;1HGNU GRUB\x1b[4;2HUse the keys\x1b[5;2H", &["GNU GRUB", "Use the keys"], "");
+    }
+
+    /// As SeaBIOS puts its screen on a serial line when a tick of its timer comes in between.
+    #[test]
+    fn the_cursor_stays_in_its_line() {
+        for cut in [
+            "L\r\x1b[3;02Hoading /v failed",
+            "Load\x1b[3;04H\x1b[3;05Hing /v failed",
+            "Loading /v\x1b[3;11H failed",
+        ] {
+            let text = format!("\x1bc\x1b[?7l\x1b[2Jone\r\n\r\n{cut}\r\nboot: ");
+            expect(text.as_bytes(), &["one", "", "Loading /v failed"], "boot: ");
+        }
+        // Another row, a row that nobody knows, and a place in the line that is printed over.
+        expect(b"\x1bcone\x1b[2;4Htwo\n", &["one", "two"], "");
+        expect(b"one\x1b[1;4Htwo\n", &["one", "two"], "");
+        expect(b"\x1bcone\x1b[1;3Htwo\n", &["one", "two"], "");
+        // The last row scrolls.
+        let mut text = b"\x1bc".to_vec();
+        text.extend(b"\n".repeat(30));
+        text.extend(b"on\x1b[25;3He");
+        assert_eq!(lines(&text).1, "one");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::engine::{CpuState, Outcome};
 use crate::pattern::Milestone;
 use crate::trace::{Landmark, Part, Trace};
 use crate::verdict::{Reason, Stopped, Verdict};
-use crate::watch::{Evidence, Station, Through, Watched};
+use crate::watch::{Evidence, Failure, Station, Through, Watched};
 
 pub use console::add_console;
 pub use look::{Looked, look};
@@ -265,7 +265,11 @@ fn silent(firmware: &FirmwareUse, watched: &Watched, level: Option<String>) -> S
 
 /// The boot loader has said that it cannot go on: at what, and the error in front of it.
 fn loader_gave_up(watched: &Watched) -> Option<String> {
-    let failure = &watched.failures.first()?.seen;
+    // A prompt is what a failure ends in; that may have been read only afterwards, on the screen.
+    let said = |failure: &&Failure| {
+        failure.reason == Reason::BootLoader && !failure.seen.pattern.ends_with("prompt")
+    };
+    let failure = &watched.failures.iter().find(said).or(watched.failures.first())?.seen;
     let explains = |line: &str| !CONSEQUENCES.iter().any(|text| line.contains(text));
     let before = watched
         .notes

@@ -380,17 +380,18 @@ impl Watcher {
 
     /// A failure after success is none: the check had been decided.
     fn fail(&mut self, reason: Reason, pattern: &str, line: &str, at: Duration) {
-        let known = self.watched.failures.iter().any(|failure| failure.seen.pattern == pattern);
-        if self.watched.success.is_none() && !known && self.watched.failures.len() < KEPT {
+        let known = self.watched.failures.iter_mut().find(|failure| failure.seen.pattern == pattern);
+        if let Some(known) = known {
+            grow(&mut known.seen, line);
+        } else if self.watched.success.is_none() && self.watched.failures.len() < KEPT {
             self.watched.failures.push(Failure { reason, seen: matched(pattern, line, at) });
         }
     }
 
     fn note(&mut self, pattern: &str, line: &str, at: Duration) {
-        // An unfinished line comes again when it is longer, and what a BIOS cuts on the serial port is whole on the screen.
         let known = self.watched.notes.iter_mut().find(|note| line.starts_with(&*note.line));
         if let Some(known) = known {
-            known.line = shorten(line.trim_end());
+            grow(known, line);
         } else if self.watched.notes.len() < KEPT {
             self.watched.notes.push(matched(pattern, line, at));
         }
@@ -400,6 +401,13 @@ impl Watcher {
         if !self.watched.stations.iter().any(|station| station.milestone == milestone) {
             self.watched.stations.push(Station { milestone, at, line: shorten(line), by });
         }
+    }
+}
+
+/// An unfinished line comes again when it is longer, and what a BIOS cuts on the serial port is whole on the screen.
+fn grow(seen: &mut Match, line: &str) {
+    if line.starts_with(&*seen.line) {
+        seen.line = shorten(line.trim_end());
     }
 }
 

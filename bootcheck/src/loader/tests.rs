@@ -173,6 +173,26 @@ fn grub_that_cannot_go_on() {
 }
 
 #[test]
+fn syslinux_that_cannot_go_on() {
+    let whole = "SYSLINUX cannot load: Loading /vmlinuz-0.0 failed: No such file or directory";
+    let failed = "Loading /vmlinuz-0.0 failed: No such file or directory";
+    for (story, detail) in [
+        // Its prompt is seen, and only afterwards, on the screen, why it is there.
+        (vec![Prints("Loading /vml\x1b[3Bfailed: No\r\nboot: "), Shows(&[failed, "boot:"])], whole),
+        // A line that pauses.
+        (vec![Prints("Loading /vmlinuz-0.0 failed: No"), Prints(" such file or directory\r\nboot: ")], whole),
+        (
+            vec![Prints("\x1bcLoading /vml\x1b[1;12H\x1b[1;13Hinuz-0.0 failed: No such file or directory")],
+            whole,
+        ),
+        (vec![Prints("boot: ")], "SYSLINUX prompt: boot:"),
+    ] {
+        let found = verdict(&bios(BootCode::Syslinux), &story, Stopped::Decided, 0);
+        expect(&found, Reason::BootLoader, detail, Milestone::BootLoader);
+    }
+}
+
+#[test]
 fn a_second_stage_that_is_damaged() {
     let story = [Prints(SEABIOS), Reads(0, 1), Reads(1, 63), Prints("GRUB loading.\r\n")];
     let found = verdict(&bios(BootCode::Grub), &story, STALLED, 0);

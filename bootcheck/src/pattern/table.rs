@@ -142,8 +142,9 @@ pub const PATTERNS: &[Pattern] = &[
     failure(
         "SYSLINUX cannot load",
         Reason::BootLoader,
-        r"Could not find kernel image: |Failed to load (?:ldlinux|libcom32|COM32)|^Loading \S+ ?failed: |^No DEFAULT or UI configuration directive found|^boot: ?$|^LILO? ?$|^L [0-9]{2}",
+        r"Could not find kernel image: |Failed to load (?:ldlinux|libcom32|COM32)|^Loading \S+ ?failed: |^No DEFAULT or UI configuration directive found|^LILO? ?$|^L [0-9]{2}",
     ),
+    failure("SYSLINUX prompt", Reason::BootLoader, r"^boot: ?$"),
     failure(
         "systemd-boot cannot load",
         Reason::BootLoader,
