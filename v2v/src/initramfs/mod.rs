@@ -14,6 +14,7 @@
 mod cpio;
 mod describe;
 mod input;
+mod lzop;
 mod unpack;
 
 use std::io::{BufReader, Read};
@@ -38,7 +39,7 @@ pub enum Compression {
     Lz4,
     /// Zstandard.
     Zstd,
-    /// lzop, which is recognised and not read.
+    /// LZO, in files of lzop.
     Lzo,
 }
 

@@ -4,6 +4,7 @@ use std::io::{BufRead as _, Error, ErrorKind, Read, Result};
 
 use super::Compression;
 use super::input::Input;
+use super::lzop::Lzop;
 
 /// Memory for the window of a decoder, in KiB: what `xz -9` needs, with room.
 const MOST_WINDOW_KIB: u32 = 160 << 10;
@@ -48,7 +49,7 @@ pub(super) fn decoder<'a, R: Read>(
             ended: false,
         }),
         Compression::Lz4 => Box::new(Lz4::new(input)),
-        Compression::Lzo => return Err(Error::new(ErrorKind::Unsupported, "lzop is not read")),
+        Compression::Lzo => Box::new(Lzop::new(input)),
     })
 }
 
