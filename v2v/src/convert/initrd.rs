@@ -17,6 +17,7 @@ use super::names::Reader;
 use super::segment::{self, Packing};
 use super::tables;
 use super::tree::Place;
+use super::units;
 use crate::initramfs::{self, Limits};
 use crate::inspect::{DriverPlace, Initramfs, Kernel, System};
 use crate::plan::TargetBus;
@@ -383,6 +384,9 @@ impl Work<'_, '_> {
         }
         if path.contains("mdadm") {
             return tables::devices(text, names, Reader::Plain);
+        }
+        if let Some(unit) = path.strip_suffix(".d/timeout.conf") {
+            return units::timeout(unit, text, names);
         }
         // A hook opens the path that it waits for.
         let reader = if path.contains("devexists-") { Reader::Path } else { Reader::Tags };

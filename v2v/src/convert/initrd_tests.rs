@@ -276,7 +276,10 @@ fn nash_is_told_what_to_load() {
 #[test]
 fn what_an_initramfs_waits_for_is_renamed() {
     let hook = "var/lib/dracut/hooks/initqueue/finished/devexists-\\x2fdev\\x2fsda1.sh";
+    let wait = "etc/systemd/system/dev-sda1.device.d/timeout.conf";
     let old = archive(|archive| {
+        archive.way_to("", wait).unwrap();
+        archive.file(wait, 0o644, b"[Unit]\nJobTimeoutSec=infinity\n").unwrap();
         archive.way_to("", hook).unwrap();
         archive.file(hook, 0o755, b"[ -e \"/dev/sda1\" ]\n").unwrap();
         archive.way_to("", "etc/cmdline.d/x").unwrap();
@@ -294,7 +297,8 @@ fn what_an_initramfs_waits_for_is_renamed() {
     let text = |path: &str| String::from_utf8(archive.get(path).unwrap().bytes.clone().unwrap()).unwrap();
     assert_eq!(text(hook), format!("[ -e \"/dev/disk/by-uuid/{ROOT}\" ]\n"));
     assert_eq!(text("etc/cmdline.d/95root-dev.conf"), format!(" root=UUID={ROOT} rootfstype=ext4\n"));
-    assert_eq!(archive.segments[1].members, 2);
+    assert_eq!(text(wait), "[Unit]\nJobTimeoutSec=1\n");
+    assert_eq!(archive.segments[1].members, 6);
 }
 
 #[test]

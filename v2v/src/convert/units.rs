@@ -86,6 +86,32 @@ fn named(text: &str, names: &Names) -> Option<String> {
     found
 }
 
+/// How long systemd waits for a device in an initramfs of dracut, where that is called otherwise on KVM:
+/// `initrd.target.wants` has the unit, whose name cannot be changed, and the wait has no end. By its new name the device is
+/// waited for elsewhere. `unit`: the path of `NAME.device`, beside which the file lies.
+pub(super) fn timeout(unit: &str, text: &str, names: &Names) -> String {
+    let name = unit.rsplit('/').next().and_then(|unit| unit.strip_suffix(".device")).unwrap_or_default();
+    if names.judge(&format!("/{}", unescaped(name)), Reader::Plain) == Verdict::Stays {
+        return text.to_owned();
+    }
+    each_line(text, |_, line| {
+        let (key, _) = line.split_once('=')?;
+        matches!(key.trim(), "JobTimeoutSec" | "JobRunningTimeoutSec").then(|| format!("{key}=1"))
+    })
+}
+
+/// The path, without its first slash, that a unit is called after (systemd.unit(5): `-` is a slash, `\x2d` a byte).
+fn unescaped(name: &str) -> String {
+    let (mut out, mut rest) = (vec![], name.as_bytes());
+    while let [first, after @ ..] = rest {
+        let digits = rest.strip_prefix(b"\\x").and_then(|digits| digits.get(..2));
+        let byte = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        out.push(byte.unwrap_or(if *first == b'-' { b'/' } else { *first }));
+        rest = if byte.is_some() { &rest[4..] } else { after };
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
 /// What in a rule of udev means disks of the source: their names, and the identities that SCSI disks have.
 fn disks_of_rules(text: &str) -> Option<String> {
     const DISKS: [&str; 5] =
@@ -101,6 +127,19 @@ mod tests {
     use super::super::tree::memory::Memory;
     use super::*;
     use crate::plan::TargetBus;
+
+    #[test]
+    fn an_initramfs_does_not_wait_for_what_is_gone() {
+        let names = names(["sda", "sdb"], TargetBus::VirtioBlk);
+        let text = "[Unit]\nJobTimeoutSec=infinity\nJobRunningTimeoutSec=0\n";
+        let told = "[Unit]\nJobTimeoutSec=1\nJobRunningTimeoutSec=1\n";
+        let of = |unit: &str| timeout(&format!("etc/systemd/system/{unit}.device"), text, &names);
+        assert_eq!(of("dev-sda1"), told);
+        assert_eq!(of("dev-disk-by\\x2did-scsi\\x2d36000c29f\\x2dpart1"), told);
+        assert_eq!(of("dev-disk-by\\x2duuid-4d2a\\x2d1f0c"), text);
+        assert_eq!(of("dev-mapper-vg0\\x2droot"), text);
+        assert_eq!(unescaped("a\\x2db-c\\x2\\xzz"), "a-b/c\\x2\\xzz");
+    }
 
     #[test]
     fn units_and_maps() {

@@ -63,8 +63,8 @@ pub fn is_wanted(path: &str) -> bool {
         Some(start) => path.starts_with(start),
         None => path == *known,
     };
-    // dracut's hooks that wait for devices are named after them.
-    CONFIGURATION.iter().any(fits) || path.contains("/devexists-")
+    // dracut's hooks that wait for devices are named after them, as is what says how long systemd waits.
+    CONFIGURATION.iter().any(fits) || path.contains("/devexists-") || path.ends_with(".device.d/timeout.conf")
 }
 
 /// The name of a module by its file: without folder and endings, `_` for `-`.
