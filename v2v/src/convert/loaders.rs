@@ -31,9 +31,14 @@ pub(crate) fn convert(draft: &mut Draft<'_>, system: &System, lines: &Cmdlines<'
         }
     }
     let next = Why::new("device-name", "the next configuration of the boot loader will be right too", UNDO);
-    for path in
-        ["/etc/default/grub", "/etc/sysconfig/bootloader", "/etc/default/kexec", "/etc/update-extlinux.conf"]
-    {
+    for path in [
+        "/etc/default/grub",
+        "/etc/sysconfig/bootloader",
+        "/etc/default/kexec",
+        "/etc/update-extlinux.conf",
+        "/etc/default/extlinux",
+        "/etc/default/u-boot",
+    ] {
         draft.edit(path, next.clone(), |text| defaults(text, lines, &mut unknown));
     }
     for path in ["/etc/kernel/cmdline", "/etc/cmdline", "/etc/kernel/entry-token.cmdline"] {
@@ -188,8 +193,10 @@ fn syslinux(text: &str, lines: &Cmdlines<'_>, unknown: &mut Vec<String>) -> Stri
 
 /// Files of assignments as shells read them, of which some hold command lines.
 fn defaults(text: &str, lines: &Cmdlines<'_>, unknown: &mut Vec<String>) -> String {
-    const CMDLINES: [&str; 6] = [
+    const CMDLINES: [&str; 8] = [
         "GRUB_CMDLINE_LINUX",
+        "EXTLINUX_",
+        "U_BOOT_",
         "DEFAULT_APPEND",
         "XEN_KERNEL_APPEND",
         "FAILSAFE_APPEND",
@@ -373,6 +380,9 @@ LABEL own
             .replace("resume=/dev/sda2", &format!("resume=UUID={SWAP}"))
             .replace("console=hvc0", "console=tty0 console=ttyS0")
             .replace("DEVICE=/dev/sda1", &format!("DEVICE=/dev/disk/by-uuid/{ROOT}"));
+        assert_eq!(defaults(text, &lines, &mut vec![]), expected);
+        let text = "EXTLINUX_ROOT=\"root=/dev/sda1\"\nEXTLINUX_PARAMETERS=\"ro quiet\"\nU_BOOT_ROOT=\"root=/dev/sda1\"\n";
+        let expected = text.replace("/dev/sda1", &format!("UUID={ROOT}"));
         assert_eq!(defaults(text, &lines, &mut vec![]), expected);
     }
 
