@@ -115,15 +115,16 @@ impl Content {
 /// # Errors
 /// The device failed.
 pub fn detect(device: &dyn BlockDevice) -> Result<Option<Content>> {
-    // Everything but btrfs, ISO 9660 and old RAIDs is within the first pages.
+    // What lies on an array may look as if it lay on each member: that it is a member comes first.
+    if let Some((uuid, label)) = crate::md::probe(device)?.names() {
+        return Ok(Some(Content::new(Kind::LinuxRaid, uuid, label)));
+    }
+    // Everything but btrfs and ISO 9660 is within the first pages.
     let head = bytes::read_some(device, 0, 8192)?;
     if let Some(found) = container(&head).or_else(|| unix(&head)) {
         return Ok(Some(found));
     }
     if let Some(found) = btrfs(&bytes::read_some(device, 0x10000, 4096)?) {
-        return Ok(Some(found));
-    }
-    if let Some(found) = raid_at_the_end(device)? {
         return Ok(Some(found));
     }
     if let Some(found) = boot_sector(&head, device)? {
@@ -152,37 +153,7 @@ fn container(head: &[u8]) -> Option<Content> {
             return Some(Content::new(Kind::Lvm2, crate::lvm::dashed(part(label, 32, 32)), ""));
         }
     }
-    // Version 1.2 of the RAID superblock lies 4 KiB from the start, 1.1 at the start.
-    for at in [4096, 0] {
-        if le32(head, at) == 0xa92b_4efc && le32(head, at + 4) == 1 {
-            return Some(raid(part(head, at, 256)));
-        }
-    }
     None
-}
-
-fn raid(superblock: &[u8]) -> Content {
-    let uuid = bytes::guid(superblock, 16).to_string();
-    Content::new(Kind::LinuxRaid, uuid, text(part(superblock, 32, 32)))
-}
-
-/// Versions 1.0 and 0.90 of the RAID superblock lie near the end.
-fn raid_at_the_end(device: &dyn BlockDevice) -> Result<Option<Content>> {
-    let size = device.size();
-    let new = (size / 512).checked_sub(16).map(|sector| (sector & !7) * 512);
-    let old = (size & !0xffff).checked_sub(0x1_0000);
-    for (place, version) in [(new, 1), (old, 0)] {
-        let Some(place) = place else { continue };
-        let superblock = bytes::read_some(device, place, 256)?;
-        if le32(&superblock, 0) == 0xa92b_4efc && le32(&superblock, 4) == version {
-            return Ok(Some(if version == 1 {
-                raid(&superblock)
-            } else {
-                Content::new(Kind::LinuxRaid, "", "")
-            }));
-        }
-    }
-    Ok(None)
 }
 
 /// File systems of Unix with their superblock near the start.

@@ -1,6 +1,7 @@
 //! All disks of a guest, and the volumes on them.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use block::{BlockDevice, Error, ErrorKind, Result};
@@ -8,16 +9,20 @@ use block::{BlockDevice, Error, ErrorKind, Result};
 use crate::detect::{Content, detect};
 use crate::fs::FileSystem;
 use crate::lvm;
+use crate::md;
 use crate::partition::{self, Partition, Role, Table};
 
 /// The most volumes that are looked at.
 const MOST_VOLUMES: usize = 1024;
+/// How often arrays are looked for on arrays, and how many volumes lie on one another.
+const MOST_STORIES: usize = 4;
 
 /// What can be found on the disks of one guest.
 #[derive(Debug)]
 pub struct Disks {
     disks: Vec<Disk>,
     volumes: Vec<Volume>,
+    arrays: Vec<md::Array>,
     groups: Vec<lvm::Group>,
     problems: Vec<String>,
 }
@@ -53,30 +58,43 @@ pub enum Location {
         /// Name of the volume.
         name: String,
     },
+    /// An array of Linux software RAID, or a partition of one.
+    Array {
+        /// What it is called in `/dev/`: `md0`, `md/root`.
+        name: String,
+        /// Number of the partition.
+        partition: Option<u32>,
+    },
 }
 
 impl Location {
-    /// The disk that it lies on; `None` for a logical volume, which may lie on several.
+    /// The disk that it lies on; `None` for a logical volume or an array, which may lie on several.
     pub fn disk(&self) -> Option<usize> {
         match self {
             Self::Whole { disk } | Self::Partition { disk, .. } => Some(*disk),
-            Self::Logical { .. } => None,
+            Self::Logical { .. } | Self::Array { .. } => None,
         }
     }
 }
 
-/// `disk 1`, `disk 1 partition 2`, `/dev/group/name`: disks count from 1 for people.
+/// `disk 1`, `disk 1 partition 2`, `/dev/group/name`, `/dev/md0`, `/dev/md0p1`: disks count from 1 for people.
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Whole { disk } => write!(f, "disk {}", disk + 1),
             Self::Partition { disk, number } => write!(f, "disk {} partition {number}", disk + 1),
             Self::Logical { group, name } => write!(f, "/dev/{group}/{name}"),
+            Self::Array { name, partition: None } => write!(f, "/dev/{name}"),
+            // As udev has it: a `p` after a digit.
+            Self::Array { name, partition: Some(number) } => {
+                let p = if name.ends_with(|last: char| last.is_ascii_digit()) { "p" } else { "" };
+                write!(f, "/dev/{name}{p}{number}")
+            }
         }
     }
 }
 
-/// Something that could hold a file system: a disk, a partition, a logical volume.
+/// Something that could hold a file system: a disk, a partition, a logical volume, an array.
 #[derive(Debug)]
 pub struct Volume {
     /// Where it lies.
@@ -139,10 +157,12 @@ impl Disks {
     /// # Errors
     /// A device failed.
     pub fn open_all(devices: Vec<Arc<dyn BlockDevice>>) -> Result<Self> {
-        let mut disks = Self { disks: vec![], volumes: vec![], groups: vec![], problems: vec![] };
+        let mut disks =
+            Self { disks: vec![], volumes: vec![], arrays: vec![], groups: vec![], problems: vec![] };
         for device in devices {
             disks.add(device)?;
         }
+        disks.add_arrays()?;
         disks.add_logical()?;
         Ok(disks)
     }
@@ -157,14 +177,15 @@ impl Disks {
             }
             Err(error) => return Err(error),
         };
-        // A boot sector without entries: what lies on the disk lies there as a whole.
-        let is_empty = table.as_ref().is_none_or(|table| table.partitions.is_empty());
-        if is_empty {
+        // A boot sector without entries: what lies on the disk lies there as a whole. So does a member of an array that has its
+        // superblock at the end of the disk: the partitions are the array's.
+        let partitions = table.as_ref().map_or(&[][..], |table| &table.partitions);
+        let is_whole = partitions.is_empty() || md::probe(&*device)?.claims(partitions);
+        if is_whole {
             self.push(Location::Whole { disk }, Arc::clone(&device), None)?;
         }
         match &table {
-            None => {}
-            Some(table) => {
+            Some(table) if !is_whole || table.partitions.is_empty() => {
                 self.problems
                     .extend(table.problems.iter().map(|problem| format!("disk {}: {problem}", disk + 1)));
                 for found in table.partitions.iter().filter(|found| found.role != Role::Extended) {
@@ -172,6 +193,7 @@ impl Disks {
                     self.push(location, Arc::new(found.slice(Arc::clone(&device))?), Some(found.clone()))?;
                 }
             }
+            _ => {}
         }
         self.disks.push(Disk { device, table });
         Ok(())
@@ -186,8 +208,63 @@ impl Disks {
         if self.volumes.len() >= MOST_VOLUMES {
             return Ok(());
         }
-        let content = detect(&*device)?;
+        let content = match detect(&*device) {
+            Ok(content) => content,
+            // Bad blocks of an array.
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                self.problems.push(format!("{location}: {error}"));
+                None
+            }
+            Err(error) => return Err(error),
+        };
         self.volumes.push(Volume { location, device, content, partition });
+        Ok(())
+    }
+
+    /// Adds the arrays whose members have been found, and their partitions.
+    fn add_arrays(&mut self) -> Result<()> {
+        let mut seen = 0;
+        for _ in 0..MOST_STORIES {
+            let is_member = |volume: &&Volume| {
+                volume.content.as_ref().is_some_and(|found| found.kind == crate::detect::Kind::LinuxRaid)
+            };
+            let members = self.volumes[seen..].iter().filter(is_member);
+            let members: Vec<_> =
+                members.map(|volume| (volume.location.clone(), Arc::clone(&volume.device))).collect();
+            if members.is_empty() {
+                break;
+            }
+            seen = self.volumes.len();
+            let found = md::scan(&members, &self.arrays)?;
+            self.problems.extend(found.problems);
+            for array in &found.arrays {
+                if let Ok(device) = array.device() {
+                    self.add_array(&array.name, device)?;
+                }
+            }
+            self.arrays.extend(found.arrays);
+        }
+        Ok(())
+    }
+
+    fn add_array(&mut self, name: &str, device: Arc<dyn BlockDevice>) -> Result<()> {
+        let location = |partition| Location::Array { name: name.to_owned(), partition };
+        let table = match partition::read(&*device) {
+            Ok(table) => table,
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                self.problems.push(format!("{}: {error}", location(None)));
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let partitions = table.map(|table| table.partitions).unwrap_or_default();
+        if partitions.is_empty() {
+            return self.push(location(None), device, None);
+        }
+        for found in partitions.iter().filter(|found| found.role != Role::Extended) {
+            let part = Arc::new(found.slice(Arc::clone(&device))?);
+            self.push(location(Some(found.number)), part, Some(found.clone()))?;
+        }
         Ok(())
     }
 
@@ -218,20 +295,49 @@ impl Disks {
         &self.disks
     }
 
-    /// Everything that could hold a file system, in the order of disks and partitions, logical volumes last.
+    /// Everything that could hold a file system, in the order of disks and partitions, then arrays, logical volumes last.
     pub fn volumes(&self) -> &[Volume] {
         &self.volumes
     }
 
-    /// The disk that a volume lies on as a whole, and where it begins there; `None` for a logical volume.
+    /// The disk that a volume lies on as a whole, and where it begins there; `None` for a logical volume or an array.
     pub fn place(&self, volume: &Volume) -> Option<(usize, u64)> {
         let disk = volume.location.disk()?;
         Some((disk, volume.partition.as_ref().map_or(0, |partition| partition.offset)))
     }
 
-    /// The same for the device of a volume.
-    pub(crate) fn place_of(&self, device: &Arc<dyn BlockDevice>) -> Option<(usize, u64)> {
-        self.place(self.volume_of(device)?)
+    /// Where a range of a volume lies on disks: in every copy, for an array whose members hold the same. Nothing, if it lies
+    /// there in another form, or if that is not known.
+    pub fn on_disks(&self, volume: &Volume, range: Range<u64>) -> Vec<(usize, Range<u64>)> {
+        let mut found = vec![];
+        self.collect_places(volume, range, MOST_STORIES, &mut found);
+        found
+    }
+
+    fn collect_places(
+        &self,
+        volume: &Volume,
+        range: Range<u64>,
+        stories: usize,
+        found: &mut Vec<(usize, Range<u64>)>,
+    ) {
+        if let Some((disk, base)) = self.place(volume) {
+            found.push((disk, base + range.start..base + range.end));
+            return;
+        }
+        let Some(stories) = stories.checked_sub(1) else { return };
+        let places = match self.array_of(&volume.location) {
+            Some(array) => {
+                let base = volume.partition.as_ref().map_or(0, |partition| partition.offset);
+                array.places(&(base + range.start..base + range.end))
+            }
+            None => self.logical(volume).map(|logical| logical.places(range)).unwrap_or_default(),
+        };
+        for (device, range) in places {
+            if let Some(below) = self.volume_of(&device) {
+                self.collect_places(below, range, stories, found);
+            }
+        }
     }
 
     /// The volume that has this device.
@@ -249,6 +355,17 @@ impl Disks {
         group.volumes.iter().find(|logical| logical.name == *name).filter(|_| plain)
     }
 
+    /// The array that is this volume or has it as a partition.
+    pub fn array_of(&self, location: &Location) -> Option<&md::Array> {
+        let Location::Array { name, .. } = location else { return None };
+        self.arrays.iter().find(|array| array.name == *name)
+    }
+
+    /// The arrays of Linux software RAID, those that cannot be read included.
+    pub fn arrays(&self) -> &[md::Array] {
+        &self.arrays
+    }
+
     /// The volume groups of LVM.
     pub fn volume_groups(&self) -> &[lvm::Group] {
         &self.groups
@@ -260,8 +377,8 @@ impl Disks {
     }
 
     /// The volume that a guest would find under a name as `root=` and fstab have it: `UUID=`, `LABEL=`, `PARTUUID=`,
-    /// `PARTLABEL=`, `/dev/disk/by-*/...`, `/dev/GROUP/NAME`, `/dev/mapper/GROUP-NAME`, and `/dev/sda1` and the
-    /// like, by the order of the disks.
+    /// `PARTLABEL=`, `/dev/disk/by-*/...`, `/dev/GROUP/NAME`, `/dev/mapper/GROUP-NAME`, `/dev/md0`, `/dev/md/NAME`,
+    /// `/dev/md0p1`, and `/dev/sda1` and the like, by the order of the disks.
     ///
     /// # Errors
     /// `NotFound`.
@@ -272,6 +389,8 @@ impl Disks {
             Some(Name::PartUuid(uuid)) => self.by(uuid, Volume::partuuid),
             Some(Name::PartLabel(label)) => self.volumes.iter().find(|volume| volume.partlabel() == label),
             Some(Name::Place(location)) => self.volumes.iter().find(|volume| volume.location == location),
+            Some(Name::Array(name)) => self.by_array(name, md::Array::answers_to),
+            Some(Name::ArrayId(id)) => self.by_array(id, md::Array::has_id),
             Some(Name::Mapper(name)) => self.volumes.iter().find(|volume| match &volume.location {
                 Location::Logical { group, name: own } => lvm::mapper_name(group, own) == name,
                 _ => false,
@@ -279,6 +398,18 @@ impl Disks {
             None => None,
         };
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no volume of this guest is '{name}'")))
+    }
+
+    /// An array, or a partition of one (`NAMEp1`, `NAME1`, `NAME-part1`), where `is` knows the name of an array.
+    fn by_array(&self, name: &str, is: impl Fn(&md::Array, &str) -> bool) -> Option<&Volume> {
+        self.volumes.iter().find(|volume| {
+            let Location::Array { partition, .. } = &volume.location else { return false };
+            let Some(array) = self.array_of(&volume.location) else { return false };
+            let Some(number) = partition else { return is(array, name) };
+            let stem = name.strip_suffix(&number.to_string());
+            let stems = stem.map(|stem| [Some(stem), stem.strip_suffix('p'), stem.strip_suffix("-part")]);
+            stems.into_iter().flatten().flatten().any(|stem| is(array, stem))
+        })
     }
 
     fn by(&self, wanted: &str, own: impl Fn(&Volume) -> &str) -> Option<&Volume> {
@@ -295,6 +426,10 @@ enum Name<'a> {
     PartLabel(&'a str),
     Place(Location),
     Mapper(&'a str),
+    /// A device of an array or a partition of one, without `/dev/`.
+    Array(&'a str),
+    /// What follows `/dev/disk/by-id/md-`.
+    ArrayId(&'a str),
 }
 
 /// What is in front of a name, the folder of links that udev makes of it, and what it is the name of.
@@ -314,6 +449,13 @@ impl<'a> Name<'a> {
             }
         }
         let device = name.strip_prefix("/dev/")?;
+        if let Some(id) = device.strip_prefix("disk/by-id/md-") {
+            return Some(Self::ArrayId(id));
+        }
+        let after = device.strip_prefix("md").unwrap_or_default();
+        if after.starts_with('/') || after.starts_with(|first: char| first.is_ascii_digit()) {
+            return Some(Self::Array(device));
+        }
         if let Some(name) = device.strip_prefix("mapper/") {
             return Some(Self::Mapper(name));
         }
@@ -383,6 +525,9 @@ mod tests {
         assert_eq!(Name::parse("/dev/nvme0n2p1"), partition(1, 1));
         assert_eq!(Name::parse("/dev/vda"), Some(Name::Place(Location::Whole { disk: 0 })));
         assert_eq!(Name::parse("/dev/mapper/vg-root"), Some(Name::Mapper("vg-root")));
+        assert_eq!(Name::parse("/dev/md0"), Some(Name::Array("md0")));
+        assert_eq!(Name::parse("/dev/md/root"), Some(Name::Array("md/root")));
+        assert_eq!(Name::parse("/dev/disk/by-id/md-name-a:0"), Some(Name::ArrayId("name-a:0")));
         for nothing in
             ["", "root", "/dev/", "/dev/sd", "/dev/sda1x", "/dev/nvme", "/dev/sdaaaa", "/dev/\u{e9}"]
         {

@@ -3,6 +3,7 @@
 //! ```text
 //!   Disks            all disks of a guest                                   Disks::open(device)
 //!     |-- partition  MBR, GPT                                               partition::slice(device, 2)
+//!     |-- md         arrays of Linux software RAID over any number of them
 //!     |-- lvm        volume groups over any number of them
 //!     '-- Volume     a disk, partition or logical volume, and by which      disks.find("UUID=...")
 //!           |        names a guest finds it again (detect)
@@ -22,6 +23,7 @@ mod disks;
 pub mod fs;
 pub mod guid;
 pub mod lvm;
+pub mod md;
 pub mod partition;
 mod ranges;
 pub mod unused;

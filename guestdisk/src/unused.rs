@@ -4,6 +4,7 @@
 //!   free blocks of file systems      only where the file system is at rest and its own books agree (see `fs`)
 //!   swap space but its beginning     nothing in it outlives a boot; an image of a sleeping system is not swap
 //!   free extents of LVM              those that no logical volume has, hidden ones included
+//!   the same on arrays of RAID 1     on all of their members, if all are in sync
 //!   space between partitions         but not in front of the first, where boot loaders are, nor at the end
 //! ```
 //!
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use block::{BlockDevice, ErrorKind, Result};
 
 use crate::detect::Kind;
-use crate::disks::{Disks, Volume};
+use crate::disks::{Disks, Location, Volume};
 use crate::partition::{Role, Table};
 use crate::ranges::Ranges;
 
@@ -47,7 +48,9 @@ impl Unused {
 pub fn find(disks: &Disks, at_rest: &dyn Fn(&Volume) -> bool) -> Result<Vec<Unused>> {
     let mut finder = Finder { disks, found: vec![(Ranges::default(), vec![]); disks.disks().len()] };
     for (index, disk) in disks.disks().iter().enumerate() {
-        if let Some(table) = &disk.table {
+        // The partitions of a member of an array are the array's.
+        let is_whole = |volume: &Volume| volume.location == Location::Whole { disk: index };
+        if let Some(table) = disk.table.as_ref().filter(|_| !disks.volumes().iter().any(is_whole)) {
             finder.between_partitions(index, table, disk.device.size());
         }
     }
@@ -110,17 +113,12 @@ impl Finder<'_> {
 
     /// Ranges of a volume, on the disks that they lie on.
     fn put(&mut self, volume: &Volume, ranges: Vec<Range<u64>>) {
-        if let Some((disk, base)) = self.disks.place(volume) {
-            for range in ranges {
-                self.found[disk].0.push(base + range.start..base + range.end);
-            }
-            return;
-        }
-        let Some(logical) = self.disks.logical(volume) else { return };
-        for (device, range) in ranges.into_iter().flat_map(|range| logical.places(range)) {
-            if let Some((disk, base)) = self.disks.place_of(&device) {
-                self.found[disk].0.push(base + range.start..base + range.end);
-            }
+        ranges.into_iter().for_each(|range| self.put_range(volume, range));
+    }
+
+    fn put_range(&mut self, volume: &Volume, range: Range<u64>) {
+        for (disk, range) in self.disks.on_disks(volume, range) {
+            self.found[disk].0.push(range);
         }
     }
 
@@ -142,9 +140,7 @@ impl Finder<'_> {
             let Some(volume) = self.disks.volume_of(&device).filter(|volume| at_rest(volume)) else {
                 continue;
             };
-            if let Some((disk, base)) = self.disks.place(volume) {
-                self.found[disk].0.push(base + range.start..base + range.end);
-            }
+            self.put_range(volume, range);
         }
     }
 }

@@ -15,13 +15,71 @@ pub struct DiskNames {
     /// What the source calls the disks in the guest, without `/dev/` (`sda`, `xvda2`, `nvme0n1`), in the order of
     /// [`Disks::disks`]; `None` or missing where it does not say.
     pub names: Vec<Option<String>>,
+    /// What the guest's `mdadm.conf` calls arrays: a device without `/dev/` (`md0`), and the array's name on the disks
+    /// ([`guestdisk::md::Array::name`]).
+    pub arrays: Vec<(String, String)>,
 }
 
+/// A guest has not more arrays than this.
+const MOST_ARRAYS: usize = 1024;
+
 impl DiskNames {
+    /// The same, and what a guest's `mdadm.conf` calls its arrays (mdadm.conf(5)).
+    #[must_use]
+    pub fn with_arrays(&self, disks: &Disks, conf: &str) -> Self {
+        let mut lines: Vec<String> = vec![];
+        for line in conf.lines() {
+            let line = line.split('#').next().unwrap_or_default();
+            match lines.last_mut() {
+                // What begins with white space goes on with the line before.
+                Some(last) if line.starts_with([' ', '\t']) => last.push_str(line),
+                _ => lines.push(line.to_owned()),
+            }
+        }
+        let named = |line: &String| {
+            let mut words = line.split_whitespace();
+            let device = words.next().filter(|word| word.eq_ignore_ascii_case("ARRAY")).and(words.next())?;
+            let device = device.strip_prefix("/dev/").unwrap_or(device);
+            let (mut uuid, mut name) = (None, None);
+            for (key, value) in words.filter_map(|word| word.split_once('=')) {
+                match key.to_ascii_lowercase().as_str() {
+                    "uuid" => uuid = Some(value),
+                    "name" => name = Some(value),
+                    _ => {}
+                }
+            }
+            let is_it = |array: &&guestdisk::md::Array| match (uuid, name) {
+                (Some(uuid), _) => array.has_uuid(uuid),
+                (None, name) => name.is_some_and(|name| name == array.full_name),
+            };
+            Some((plain_array(device), disks.arrays().iter().find(is_it)?.name.clone()))
+        };
+        let arrays = lines.iter().filter_map(named).take(MOST_ARRAYS).collect();
+        Self { arrays, ..self.clone() }
+    }
+
+    /// The array, or the partition of one, that the guest's own configuration calls so.
+    fn by_array(&self, device: &str) -> Option<Location> {
+        let device = plain_array(device);
+        let location = |(alias, name): &(String, String)| {
+            let rest = device.strip_prefix(alias.as_str())?;
+            let number = rest.strip_prefix('p').unwrap_or(rest);
+            let partition = if rest.is_empty() { None } else { Some(number.parse().ok()?) };
+            // `md12` is not partition 2 of `md1`.
+            let is_split =
+                rest.is_empty() || rest.starts_with('p') || !alias.ends_with(|c: char| c.is_ascii_digit());
+            is_split.then(|| Location::Array { name: name.clone(), partition })
+        };
+        self.arrays.iter().find_map(location)
+    }
+
     /// The index of the volume that a guest means by `name`, as it stands in fstab, on a kernel's command line or in a
     /// boot loader's configuration. `None` if there is no such volume, or if the name does not tell.
     pub fn find(&self, disks: &Disks, name: &str) -> Option<usize> {
         let name = name.trim().trim_matches('"');
+        if let Some(location) = name.strip_prefix("/dev/").and_then(|device| self.by_array(device)) {
+            return index_at(disks, &location);
+        }
         if let Some(device) = name.strip_prefix("/dev/")
             && let Some(location) = self.by_source(device)
         {
@@ -69,6 +127,13 @@ impl DiskNames {
         let number = if digit { rest.strip_prefix('p')? } else { rest };
         Some(Location::Partition { disk, number: number.parse().ok()? })
     }
+}
+
+/// `md0` for `md/0`: the link has the number of the device.
+fn plain_array(device: &str) -> String {
+    let number =
+        device.strip_prefix("md/").filter(|name| name.starts_with(|first: char| first.is_ascii_digit()));
+    number.map_or_else(|| device.to_owned(), |number| format!("md{number}"))
 }
 
 /// The index of a volume of [`Disks::volumes`].
@@ -140,7 +205,10 @@ mod tests {
     use super::*;
 
     fn names(names: &[&str]) -> DiskNames {
-        DiskNames { names: names.iter().map(|name| Some((*name).to_owned())).collect() }
+        DiskNames {
+            names: names.iter().map(|name| Some((*name).to_owned())).collect(),
+            ..DiskNames::default()
+        }
     }
 
     #[test]
@@ -158,7 +226,7 @@ mod tests {
 
     #[test]
     fn disks_without_a_name_are_counted_among_themselves() {
-        let some = DiskNames { names: vec![Some("nvme0n1".to_owned()), None, None] };
+        let some = DiskNames { names: vec![Some("nvme0n1".to_owned()), None, None], ..DiskNames::default() };
         let partition = |disk, number| Some(Some(Location::Partition { disk, number }));
         assert_eq!(some.among_unnamed("sda1"), partition(1, 1));
         assert_eq!(some.among_unnamed("sdb2"), partition(2, 2));
@@ -166,6 +234,20 @@ mod tests {
         assert_eq!(some.among_unnamed("nvme0n1p1"), None);
         assert_eq!(DiskNames::default().among_unnamed("sda1"), None);
         assert_eq!(names(&["sda", "sdb"]).among_unnamed("sda1"), None);
+    }
+
+    #[test]
+    fn arrays_that_are_configured() {
+        let known = [("md0", "md/root"), ("md/data", "md127")];
+        let known = known.map(|(alias, name)| (alias.to_owned(), name.to_owned()));
+        let names = DiskNames { arrays: known.to_vec(), ..DiskNames::default() };
+        let array = |name: &str, partition| Some(Location::Array { name: name.to_owned(), partition });
+        assert_eq!(names.by_array("md0"), array("md/root", None));
+        assert_eq!(names.by_array("md/0"), array("md/root", None));
+        assert_eq!(names.by_array("md0p3"), array("md/root", Some(3)));
+        assert_eq!(names.by_array("md/data2"), array("md127", Some(2)));
+        assert_eq!(names.by_array("md01"), None);
+        assert_eq!(names.by_array("sda1"), None);
     }
 
     #[test]

@@ -152,7 +152,7 @@ fn file(part: Part, boot: &Boot, file: &BootFile, notes: &Notes) -> Vec<Landmark
         .collect()
 }
 
-/// The volume that a command line names as root; of LVM, all physical volumes.
+/// The volume that a command line names as root; of LVM, all physical volumes, of an array, all members.
 fn root(disks: &Disks, cmdline: &str) -> Vec<Landmark> {
     let Some(name) = cmdline.split_whitespace().find_map(|word| word.strip_prefix("root=")) else {
         return vec![];
@@ -164,10 +164,10 @@ fn root(disks: &Disks, cmdline: &str) -> Vec<Landmark> {
             Location::Partition { disk: of, .. } if *of == disk => {
                 ranges(table, &volume.location).into_iter().collect()
             }
-            Location::Logical { .. } => table
+            Location::Logical { .. } | Location::Array { .. } => table
                 .partitions
                 .iter()
-                .filter(|partition| is_lvm(partition.kind))
+                .filter(|partition| is_shared(partition.kind))
                 .map(|partition| (partition.offset / SECTOR, partition.len / SECTOR))
                 .collect(),
             _ => vec![],
@@ -177,8 +177,9 @@ fn root(disks: &Disks, cmdline: &str) -> Vec<Landmark> {
     disks.disks().iter().enumerate().filter_map(of_disk).collect()
 }
 
-fn is_lvm(kind: PartitionType) -> bool {
-    kind.name() == Some("Linux LVM")
+/// Whether what lies on such a partition may be part of something larger.
+fn is_shared(kind: PartitionType) -> bool {
+    matches!(kind.name(), Some("Linux LVM" | "Linux RAID" | "Linux RAID autodetect"))
 }
 
 /// Notes what is read: disk, sector, sectors.

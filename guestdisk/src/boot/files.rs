@@ -32,8 +32,19 @@ pub(super) struct VolumeFacts {
     pub(super) partuuid: String,
     /// The volume group's UUID and the volume's own, without hyphens, of a logical volume.
     pub(super) lvm_ids: Option<(String, String)>,
+    /// The array that it is, or is a partition of.
+    pub(super) array: Option<ArrayFacts>,
     pub(super) is_esp: bool,
     pub(super) readable: bool,
+}
+
+/// What loaders know an array by.
+#[derive(Debug, Clone)]
+pub(super) struct ArrayFacts {
+    /// Its UUID in 32 digits.
+    pub(super) uuid: String,
+    /// What follows `md` or `md/`.
+    pub(super) names: [String; 3],
 }
 
 /// All of them.
@@ -59,7 +70,10 @@ impl Files {
             let system = if volume.is_readable() { files.system(volume) } else { None };
             match content {
                 None => files.notes.push(format!("{}: nothing that is known here", volume.location)),
-                Some(content) if !content.kind.is_readable() && content.kind != Kind::Lvm2 => {
+                Some(content)
+                    if !content.kind.is_readable()
+                        && !matches!(content.kind, Kind::Lvm2 | Kind::LinuxRaid) =>
+                {
                     files.notes.push(format!("{}: {}, which is not read", volume.location, content.kind));
                 }
                 Some(_) => {}
@@ -71,6 +85,7 @@ impl Files {
                 label: volume.label().to_owned(),
                 partuuid: volume.partuuid().to_owned(),
                 lvm_ids: lvm_ids(disks, &volume.location),
+                array: disks.array_of(&volume.location).map(ArrayFacts::of),
                 is_esp,
                 readable: system.is_some(),
             });
@@ -183,6 +198,14 @@ impl Files {
         let read = open.read_at(&mut bytes, 0)?;
         bytes.truncate(read);
         Ok(bytes)
+    }
+}
+
+impl ArrayFacts {
+    fn of(array: &crate::md::Array) -> Self {
+        let short = array.full_name.split_once(':').map_or(array.full_name.as_str(), |(_, name)| name);
+        let names = [array.number.to_string(), array.full_name.clone(), short.to_owned()];
+        Self { uuid: array.uuid.replace(':', ""), names }
     }
 }
 

@@ -126,7 +126,10 @@ pub(crate) fn plan(
     options: &PlanOptions,
 ) -> Result<Plan> {
     let names = Names::new(disks, guest, options.bus);
-    let source = DiskNames { names: guest.disks.iter().map(|disk| disk.guest_name.clone()).collect() };
+    let source = DiskNames {
+        names: guest.disks.iter().map(|disk| disk.guest_name.clone()).collect(),
+        ..DiskNames::default()
+    };
     let mut whole = Plan::default();
     for system in &inspection.systems {
         let one = match system.kind {

@@ -93,6 +93,7 @@ pub fn describe(archive: &Archive, release: &str, len: u64) -> Initramfs {
         module_suffix: found.suffix(),
         module_names: found.names.into_iter().collect(),
         merged_usr,
+        has_mdadm: archive.members.iter().any(|member| member.path.ends_with("bin/mdadm")),
         files: files(archive),
     }
 }

@@ -11,7 +11,7 @@ use crate::view::GuestView;
 
 /// The drivers that matter, with the options of the kernel's configuration: what KVM's devices need, what those of other
 /// hypervisors need, and what a root file system may lie on.
-pub const DRIVERS: [(&str, &str); 38] = [
+pub const DRIVERS: [(&str, &str); 42] = [
     ("virtio", "CONFIG_VIRTIO"),
     ("virtio_ring", "CONFIG_VIRTIO"),
     ("virtio_pci", "CONFIG_VIRTIO_PCI"),
@@ -44,7 +44,11 @@ pub const DRIVERS: [(&str, &str); 38] = [
     ("hv_vmbus", "CONFIG_HYPERV"),
     ("dm_mod", "CONFIG_BLK_DEV_DM"),
     ("dm_crypt", "CONFIG_DM_CRYPT"),
+    ("linear", "CONFIG_MD_LINEAR"),
+    ("raid0", "CONFIG_MD_RAID0"),
     ("raid1", "CONFIG_MD_RAID1"),
+    ("raid10", "CONFIG_MD_RAID10"),
+    ("raid456", "CONFIG_MD_RAID456"),
     ("ext4", "CONFIG_EXT4_FS"),
     ("ext3", "CONFIG_EXT3_FS"),
     ("xfs", "CONFIG_XFS_FS"),

@@ -95,6 +95,7 @@ fn roots(disks: &Disks, names: &DiskNames, problems: &mut Vec<String>) -> Vec<Sy
             subvolume: root.subvolume,
             ..System::default()
         };
+        let names = &with_arrays(disks, names, &system);
         system.mounts = fstab::mounts(disks, names, &system);
         system.entries = kernels::entries_of(disks, names, &boot, &system, several);
         system
@@ -104,8 +105,20 @@ fn roots(disks: &Disks, names: &DiskNames, problems: &mut Vec<String>) -> Vec<Sy
     systems
 }
 
+/// The names of disks, and those of arrays in the system's own configuration.
+fn with_arrays(disks: &Disks, names: &DiskNames, system: &System) -> DiskNames {
+    if disks.arrays().is_empty() {
+        return names.clone();
+    }
+    let root = System { root: system.root, subvolume: system.subvolume.clone(), ..System::default() };
+    let view = GuestView::with_names(disks, &root, names);
+    let conf = ["/etc/mdadm/mdadm.conf", "/etc/mdadm.conf"].into_iter().find_map(|path| view.text(path));
+    conf.map_or_else(|| names.clone(), |conf| names.with_arrays(disks, &conf))
+}
+
 /// Looks at one Linux.
 fn fill(disks: &Disks, names: &DiskNames, system: &mut System, problems: &mut Vec<String>) {
+    let names = &with_arrays(disks, names, system);
     let view = GuestView::with_names(disks, system, names);
     release::fill(&view, system);
     loaders::fill(disks, &view, system);

@@ -38,6 +38,7 @@ pub(super) fn fill(disks: &Disks, names: &DiskNames, view: &GuestView, system: &
     found.extend(order(disks, names, system));
     found.extend(of_mounts(view, system));
     found.extend(of_volumes(disks));
+    found.extend(root_on_array(disks, system));
     system.obstacles = found;
 }
 
@@ -52,7 +53,9 @@ pub(super) fn without_system(disks: &Disks, found: &mut Inspection) {
         match &volume.content {
             Some(content) if !content.kind.is_readable() => {
                 let problem = format!("{}: {}, which is not read", volume.location, content.kind);
-                if !matches!(content.kind, Kind::Swap | Kind::Lvm2) && !found.problems.contains(&problem) {
+                if !matches!(content.kind, Kind::Swap | Kind::Lvm2 | Kind::LinuxRaid)
+                    && !found.problems.contains(&problem)
+                {
                     found.problems.push(problem);
                 }
             }
@@ -194,9 +197,93 @@ fn is_optical(spec: &str) -> bool {
     ["/dev/sr", "/dev/cdrom", "/dev/dvd", "/dev/fd", "/dev/scd"].iter().any(|start| spec.starts_with(start))
 }
 
+/// Arrays that cannot be read, that lack members, or that cannot be changed.
+fn of_array(array: &guestdisk::md::Array) -> Option<Obstacle> {
+    let name = format!("the array /dev/{} ({})", array.name, array.level);
+    let (code, message, hint) = match (array.device(), &array.locked) {
+        (Err(error), _) => (
+            "md-raid",
+            format!("{name} was not looked at: {error}"),
+            error
+                .hints()
+                .first()
+                .cloned()
+                .unwrap_or_else(|| "if the root lies on it, the guest is not converted".into()),
+        ),
+        (Ok(_), Some(reason)) => (
+            "md-read-only",
+            format!("{name} can be read and not changed: {reason}"),
+            "let the guest finish what it does with the array, and shut it down cleanly before it is copied"
+                .into(),
+        ),
+        (Ok(_), None) if !array.missing.is_empty() => (
+            "md-degraded",
+            format!("{name} lacks {} of its {} members", array.missing.len(), array.disks),
+            "give all disks of the guest, or add new members to the array once it runs on KVM".into(),
+        ),
+        _ => return None,
+    };
+    Some(Obstacle { code, message, hint, fatal: false })
+}
+
+/// The module that a level of arrays needs.
+fn module_of(level: &str) -> &str {
+    match level {
+        "raid4" | "raid5" | "raid6" => "raid456",
+        level => level,
+    }
+}
+
+/// The root lies on arrays that the initramfs of the kernel which starts by itself cannot put together.
+fn root_on_array(disks: &Disks, system: &System) -> Option<Obstacle> {
+    let is_physical = |array: &&guestdisk::md::Array| {
+        disks.volumes().iter().any(|volume| {
+            let own = disks.array_of(&volume.location).is_some_and(|other| other.name == array.name);
+            own && volume.content.as_ref().is_some_and(|content| content.kind == Kind::Lvm2)
+        })
+    };
+    let arrays: Vec<_> = match &system.location {
+        guestdisk::Location::Logical { .. } => disks.arrays().iter().filter(is_physical).collect(),
+        location => disks.array_of(location).into_iter().collect(),
+    };
+    let kernel = system.kernels.iter().find(|kernel| kernel.default)?;
+    let has = |array: &guestdisk::md::Array| {
+        let module = place(kernel, module_of(&array.level));
+        let is_reachable = matches!(module, DriverPlace::BuiltIn | DriverPlace::Initramfs);
+        // The kernel itself puts arrays of the oldest format together.
+        let is_started = kernel.initramfs.as_ref().is_none_or(|initramfs| initramfs.has_mdadm)
+            || array.version == guestdisk::md::Version::V0_90;
+        is_reachable && is_started
+    };
+    if kernel.drivers.is_empty() {
+        return None;
+    }
+    let array = arrays.into_iter().find(|array| !has(array))?;
+    Some(Obstacle {
+        code: "md-not-in-initramfs",
+        message: format!(
+            "the root lies on the array /dev/{} ({}), which the initramfs of the kernel {} does not put together",
+            array.name, array.level, kernel.release
+        ),
+        hint: "install mdadm in the guest and make its initramfs anew before it is converted".into(),
+        fatal: false,
+    })
+}
+
 /// What lies on the disks and is in the way of whatever system it belongs to.
 fn of_volumes(disks: &Disks) -> Vec<Obstacle> {
-    let mut found = vec![];
+    let mut found: Vec<Obstacle> = disks.arrays().iter().filter_map(of_array).collect();
+    let is_orphan = |volume: &&guestdisk::Volume| {
+        let own = |member: &guestdisk::md::Member| member.location == volume.location;
+        volume.content.as_ref().is_some_and(|content| content.kind == Kind::LinuxRaid)
+            && !disks.arrays().iter().any(|array| array.members.iter().any(own))
+    };
+    found.extend(disks.volumes().iter().filter(is_orphan).map(|volume| Obstacle {
+        code: "md-raid",
+        message: format!("{} is a member of a software RAID whose superblock is damaged", volume.location),
+        hint: "if the root lies on it, the guest is not converted".into(),
+        fatal: false,
+    }));
     for volume in disks.volumes() {
         let place = &volume.location;
         let kind = volume.content.as_ref().map(|content| content.kind);
@@ -210,11 +297,6 @@ fn of_volumes(disks: &Disks) -> Vec<Obstacle> {
                 "bitlocker",
                 format!("{place} is encrypted (BitLocker)"),
                 "suspend or remove BitLocker in the guest before it is converted",
-            ),
-            Some(Kind::LinuxRaid) => (
-                "md-raid",
-                format!("{place} is a member of a software RAID, which was not looked at"),
-                "if the root lies on it, the guest is not converted",
             ),
             None if is_asleep(volume) => (
                 "hibernated",

@@ -216,6 +216,8 @@ pub struct Initramfs {
     pub module_suffix: String,
     /// `lib` is a link to `usr/lib`.
     pub merged_usr: bool,
+    /// `mdadm` is in it, which puts arrays of software RAID together.
+    pub has_mdadm: bool,
     /// Small configuration files in it (`conf/conf.d/resume`, `etc/cmdline.d/*.conf`, `etc/crypttab`): what it does
     /// with devices whatever the command line says.
     pub files: Vec<InitramfsFile>,

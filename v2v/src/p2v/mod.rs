@@ -218,6 +218,8 @@ pub fn is_at_rest(volume: &Volume, disks: &[&PhysicalDisk], frozen: &[PathBuf]) 
         Location::Partition { disk: own, number } => {
             *own == disk && (mounted.partitions.is_empty() || mounted.partitions.contains(number))
         }
+        // Which array by which number cannot be told for certain: none is written to while any is.
+        Location::Array { .. } => mounted.mapper.is_some() || mounted.device.starts_with("md"),
         Location::Logical { group, name } => {
             let mapper = format!("{}-{}", group.replace('-', "--"), name.replace('-', "--"));
             // What is mounted is somebody else's, unless it is a volume of LVM.

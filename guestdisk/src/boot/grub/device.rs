@@ -1,4 +1,5 @@
-//! The names that GRUB has for volumes (GRUB manual, "How to specify devices"): `hd0,gpt2`, `lvm/group-name`.
+//! The names that GRUB has for volumes (GRUB manual, "How to specify devices"): `hd0,gpt2`, `lvm/group-name`,
+//! `md/0`, `mduuid/` and 32 digits.
 
 use super::super::files::{Files, VolumeFacts};
 use crate::disks::Location;
@@ -10,6 +11,11 @@ pub(super) fn name(facts: &VolumeFacts) -> String {
         Location::Whole { disk } => format!("hd{disk}"),
         Location::Partition { disk, number } => format!("hd{disk},{number}"),
         Location::Logical { group, name } => format!("lvm/{}", lvm::mapper_name(group, name)),
+        Location::Array { name, partition } => {
+            let array =
+                facts.array.as_ref().map_or_else(|| name.clone(), |array| format!("mduuid/{}", array.uuid));
+            partition.map_or_else(|| array.clone(), |number| format!("{array},{number}"))
+        }
     }
 }
 
@@ -29,6 +35,9 @@ pub(super) fn volume(files: &Files, name: &str) -> Option<usize> {
             facts.lvm_ids.as_ref().is_some_and(|own| *own == (group.clone(), volume.clone()))
         });
     }
+    if name.starts_with("md") {
+        return by(&|facts| is_array(facts, name));
+    }
     let (disk, partition) = name.strip_prefix("hd")?.split_once(',').unwrap_or((&name[2..], ""));
     let disk: usize = disk.parse().ok()?;
     let digits = partition.trim_start_matches(|character: char| !character.is_ascii_digit());
@@ -37,6 +46,23 @@ pub(super) fn volume(files: &Files, name: &str) -> Option<usize> {
         _ => Location::Partition { disk, number: digits.parse().ok()? },
     };
     by(&|facts| facts.location == location)
+}
+
+/// Whether a volume is the array, or the partition of one, of a name.
+fn is_array(facts: &VolumeFacts, name: &str) -> bool {
+    let (Location::Array { partition, .. }, Some(array)) = (&facts.location, &facts.array) else {
+        return false;
+    };
+    let (name, number) = name.split_once(',').unwrap_or((name, ""));
+    let number = number.trim_start_matches(|character: char| !character.is_ascii_digit());
+    let is_it = match name.strip_prefix("mduuid/") {
+        Some(uuid) => uuid.eq_ignore_ascii_case(&array.uuid),
+        None => {
+            let own = name.strip_prefix("md/").or_else(|| name.strip_prefix("md")).unwrap_or_default();
+            !own.is_empty() && array.names.iter().any(|name| name == own)
+        }
+    };
+    is_it && *partition == number.parse().ok()
 }
 
 /// What `search` looks for.

@@ -610,7 +610,10 @@ fn refuse_twice(opened: &[Opened]) -> Outcome<()> {
 
 /// What the source calls its disks.
 fn names(guest: &Guest) -> DiskNames {
-    DiskNames { names: guest.disks.iter().map(|disk| disk.guest_name.clone()).collect() }
+    DiskNames {
+        names: guest.disks.iter().map(|disk| disk.guest_name.clone()).collect(),
+        ..DiskNames::default()
+    }
 }
 
 /// `sda`, `sdb`, as virt-v2v names the disks of a machine.

@@ -5,6 +5,7 @@ mod text;
 use std::path::Path;
 
 use guestdisk::boot::{BootFile, Entry};
+use guestdisk::md::Array;
 use guestdisk::partition::Partition;
 use guestdisk::{Disks, Volume};
 use serde_json::{Value, json};
@@ -20,6 +21,7 @@ pub use text::to_text;
 pub fn document(disks: &Disks, found: &Inspection) -> Value {
     json!({
         "disks": disks.disks().iter().enumerate().map(disk).collect::<Vec<_>>(),
+        "arrays": disks.arrays().iter().map(array).collect::<Vec<_>>(),
         "volume-groups": disks.volume_groups().iter().map(|group| json!({
             "name": group.name,
             "uuid": group.uuid,
@@ -54,6 +56,27 @@ fn partition(partition: &Partition) -> Value {
         "name": partition.name,
         "uuid": partition.uuid,
         "bootable": partition.bootable(),
+    })
+}
+
+fn array(array: &Array) -> Value {
+    json!({
+        "name": array.name,
+        "full-name": array.full_name,
+        "uuid": array.uuid,
+        "level": array.level,
+        "metadata": array.version.name(),
+        "size": array.size,
+        "disks": array.disks,
+        "missing": array.missing,
+        "dirty": array.dirty,
+        "read-only": array.locked,
+        "error": array.device().err().map(|error| error.to_string()),
+        "members": array.members.iter().map(|member| json!({
+            "place": member.location.to_string(),
+            "number": member.slot,
+            "state": member.state.name(),
+        })).collect::<Vec<_>>(),
     })
 }
 
@@ -176,6 +199,7 @@ fn initramfs(initramfs: &Initramfs) -> Value {
         "module-names": initramfs.module_names,
         "module-suffix": initramfs.module_suffix,
         "merged-usr": initramfs.merged_usr,
+        "mdadm": initramfs.has_mdadm,
         "files": initramfs.files.iter().map(|file| file.path.as_str()).collect::<Vec<_>>(),
     })
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use guestdisk::md::Array;
 use guestdisk::{Disks, Location};
 
 use crate::inspect::{DriverPlace, Inspection, Kernel, System, SystemKind};
@@ -71,6 +72,9 @@ fn volumes(text: &mut Text, disks: &Disks) {
         let own = disks.volumes().iter().filter(|volume| volume.location.disk() == Some(index));
         own.for_each(|volume| line_of(text, disks, volume));
     }
+    for array in disks.arrays() {
+        self::array(text, disks, array);
+    }
     for group in disks.volume_groups() {
         text.line(0, &format!("volume group {}", group.name));
         let own = disks.volumes().iter().filter(
@@ -80,11 +84,35 @@ fn volumes(text: &mut Text, disks: &Disks) {
     }
 }
 
+fn array(text: &mut Text, disks: &Disks, array: &Array) {
+    let mut line = format!("array /dev/{}: {}, metadata {}", array.name, array.level, array.version);
+    if !array.full_name.is_empty() {
+        let _ = write!(line, ", name {}", array.full_name);
+    }
+    let _ = write!(line, ", {} of {} members", array.disks as usize - array.missing.len(), array.disks);
+    if let Some(reason) = &array.locked {
+        let _ = write!(line, ", read-only: {reason}");
+    }
+    text.line(0, &line);
+    for member in &array.members {
+        let number = member.slot.map_or("-".to_owned(), |slot| slot.to_string());
+        text.line(1, &format!("number {number}: {}, {}", member.location, member.state.name()));
+    }
+    if let Err(error) = array.device() {
+        text.line(1, &format!("not read: {error}"));
+    }
+    let own = disks
+        .volumes()
+        .iter()
+        .filter(|volume| matches!(&volume.location, Location::Array { name, .. } if *name == array.name));
+    own.for_each(|volume| line_of(text, disks, volume));
+}
+
 fn line_of(text: &mut Text, disks: &Disks, volume: &guestdisk::Volume) {
     let place = match &volume.location {
         Location::Whole { .. } => "all of the disk".to_owned(),
         Location::Partition { number, .. } => format!("partition {number}"),
-        Location::Logical { .. } => volume.location.to_string(),
+        Location::Logical { .. } | Location::Array { .. } => volume.location.to_string(),
     };
     let content = volume.content.as_ref().map_or("nothing that is known", |content| content.kind.name());
     let number = disks.volumes().iter().position(|known| std::ptr::eq(known, volume)).unwrap_or_default();
