@@ -1,13 +1,13 @@
 //! Changes a raw file system by an appliance, step by step, with timings: for trying engines and kernels by hand.
 //!
-//! `edit ENGINE KERNEL MODULES DISK [PROGRAM ..]`, ENGINE being `kvm`, `qemu` or `uml`.
+//! `edit ENGINE KERNEL MODULES DISK [PROGRAM ..]`, ENGINE being `kvm`, `qemu` or `uml`, whose KERNEL is the program.
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use appliance::{Appliance, Kernel, Mount, Options};
+use appliance::{Appliance, Kernel, Mount, Options, UmlEngine};
 use block::file::{FileOptions, HostFile};
 use block::raw::{Raw, RawOptions};
 use block::{BlockDevice, Error, Result};
@@ -45,7 +45,7 @@ impl ServeDisks for ByNbd {
     }
 }
 
-fn engine(name: &str) -> Result<Box<dyn Engine>> {
+fn engine(name: &str, kernel: &Path) -> Result<Box<dyn Engine>> {
     match name {
         "kvm" => Ok(Box::new(KvmEngine)),
         "qemu" => Ok(Box::new(QemuEngine {
@@ -55,6 +55,10 @@ fn engine(name: &str) -> Result<Box<dyn Engine>> {
             directory: std::env::temp_dir(),
             server: Arc::new(ByNbd),
         })),
+        "uml" => {
+            let directories = vec!["/dev/shm".into(), std::env::temp_dir()];
+            Ok(Box::new(UmlEngine { program: kernel.to_owned(), directories }))
+        }
         other => Err(Error::usage(format!("no engine '{other}'"))),
     }
 }
@@ -70,9 +74,13 @@ fn main() -> Result<()> {
     let device: Arc<dyn BlockDevice> = Arc::new(Raw::open(Arc::new(file), RawOptions::default())?);
     let kind = detect(&*device)?.ok_or_else(|| Error::usage("no file system"))?.kind;
     let module = if kind.name() == "ntfs" { "ntfs3" } else { kind.name() };
-    let kernel = Kernel::from_host(Path::new(kernel), Path::new(modules), &[module])?;
+    let (image, modules) = (Path::new(kernel), Path::new(modules));
+    let kernel = match name.as_str() {
+        "uml" => Kernel::from_uml(modules, &[module])?,
+        _ => Kernel::from_host(image, modules, &[module])?,
+    };
     step(&format!("{} modules", kernel.modules.len()));
-    let appliance = Appliance::start(vec![device], &kernel, &*engine(name)?, Options::default())?;
+    let appliance = Appliance::start(vec![device], &kernel, &*engine(name, image)?, Options::default())?;
     step(&format!("started: {} {:?}", appliance.release(), appliance.notes()));
     let mut fs = appliance.mount(&Mount::whole(0, kind))?;
     step(&format!("mounted: {:?}", fs.free()?));

@@ -12,13 +12,15 @@ use crate::modules::{GuestTree, HostTree, Module, Tree, closure};
 const MOST_KERNEL: u64 = 256 << 20;
 /// How an appliance reaches its disks.
 const DEVICES: [&str; 2] = ["virtio_pci", "virtio_blk"];
+/// How a User-Mode Linux does; what is below it is built in.
+const UML_DEVICE: &str = "virtio_blk";
 
 /// A kernel and its modules.
 #[derive(Debug, Clone)]
 pub struct Kernel {
     /// What it is, for messages.
     pub name: String,
-    /// The bzImage or ELF file.
+    /// The bzImage or ELF file; empty for a User-Mode Linux, which is a program of its own.
     pub image: Arc<[u8]>,
     /// The modules in the order in which they are loaded.
     pub modules: Vec<Module>,
@@ -36,6 +38,16 @@ impl Kernel {
         let image = std::fs::read(kernel).context(|| kernel.display().to_string())?;
         let tree = HostTree(modules.to_owned());
         Self::new(kernel.display().to_string(), image, &tree, file_systems)
+    }
+
+    /// The modules of a User-Mode Linux, out of their folder (`/usr/lib/uml/modules/RELEASE`): for
+    /// [`UmlEngine`](crate::UmlEngine) only, which has the program.
+    ///
+    /// # Errors
+    /// A file is missing or cannot be read.
+    pub fn from_uml(modules: &Path, file_systems: &[&str]) -> Result<Self> {
+        let name = format!("User-Mode Linux with {}", modules.display());
+        Self::with_modules(name, vec![], &HostTree(modules.to_owned()), &[UML_DEVICE], file_systems)
     }
 
     /// A kernel of a guest: its file in the file system `boot`, and the folder of its modules
@@ -64,8 +76,18 @@ impl Kernel {
         if let Some(defect) = bootcheck::kernel::defect(&image) {
             return Err(Error::invalid(defect).context(name));
         }
-        let wanted: Vec<&str> =
-            DEVICES.into_iter().chain(file_systems.iter().flat_map(|kind| needed(kind))).collect();
+        Self::with_modules(name, image, tree, &DEVICES, file_systems)
+    }
+
+    fn with_modules(
+        name: String,
+        image: Vec<u8>,
+        tree: &dyn Tree,
+        devices: &[&str],
+        file_systems: &[&str],
+    ) -> Result<Self> {
+        let needed = file_systems.iter().flat_map(|kind| needed(kind));
+        let wanted: Vec<&str> = devices.iter().copied().chain(needed).collect();
         let found = closure(tree, &wanted).context(|| format!("the modules of {name}"))?;
         Ok(Self { name, image: image.into(), modules: found.modules, missing: found.missing })
     }

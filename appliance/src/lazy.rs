@@ -118,7 +118,10 @@ impl<'a> Lazy<'a> {
 }
 
 /// The name that Linux has for a file system.
-pub(crate) fn linux_name(kind: Kind) -> Result<&'static str> {
+///
+/// # Errors
+/// `Unsupported` if it is none that can be mounted.
+pub fn linux_name(kind: Kind) -> Result<&'static str> {
     match kind {
         Kind::Ntfs => Ok("ntfs3"),
         Kind::Ext2 | Kind::Ext3 | Kind::Ext4 => Ok("ext4"),

@@ -3,7 +3,7 @@
 //! ```text
 //!   Kernel           the guest's own or a given one, with the modules that are needed     kernel, modules
 //!   initramfs        those modules and our init (init/), a static program                 cpio
-//!   engine           bootcheck's: our KVM machine, or an installed qemu
+//!   engine           bootcheck's: our KVM machine, or an installed qemu; or a User-Mode Linux         uml
 //!      |             disks: the guest's volumes, and a mailbox in memory
 //!   Appliance        requests and answers through the mailbox, bells on the serial line   wire, line, session
 //!   Mounted          a mounted file system: guestedit's trait, so that nobody above sees a difference
@@ -20,11 +20,13 @@ mod lazy;
 mod line;
 pub mod modules;
 mod session;
+mod uml;
 pub mod wire;
 #[cfg(test)]
 mod wire_tests;
 
 pub use fs::Mounted;
 pub use kernel::{Kernel, usual_places};
-pub use lazy::Lazy;
+pub use lazy::{Lazy, linux_name};
 pub use session::{Appliance, Mount, Options, Output, Place};
+pub use uml::UmlEngine;

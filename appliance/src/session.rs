@@ -23,7 +23,7 @@ use crate::wire::{
 use cpio::Archive;
 
 /// The init; empty where it could not be built (build.rs).
-const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init"));
+pub(crate) const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init"));
 /// The serial line.
 const LINE: &str = "ttyS0";
 /// How often a caller that waits is asked whether to go on.

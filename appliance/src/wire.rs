@@ -22,6 +22,8 @@ pub const MAILBOX_BYTES: u64 = 2 * WINDOW as u64;
 pub const MAILBOX_SERIAL: &str = "vimg-mailbox";
 /// Where the init finds its configuration.
 pub const CONFIG_PATH: &str = "etc/appliance";
+/// The init's first word when it is to guard a program on the host.
+pub const GUARD: &str = "guard";
 /// Bytes of a bell.
 pub const BELL_BYTES: usize = 32;
 

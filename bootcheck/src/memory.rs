@@ -20,13 +20,17 @@
 //! or out, once, and only the copy is trusted.
 
 use std::fmt;
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::sys::LargePages;
 use block::num::to_usize;
 use block::{Error, Result};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::mmap::MmapRegion;
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
 
 /// Memory below 4 GiB ends here at the latest.
 pub(crate) const HOLE_START: u64 = 0xC000_0000;
@@ -87,7 +91,51 @@ impl From<OutsideMemory> for Error {
 /// The guest's memory, shared by everything that reads or writes it.
 #[derive(Debug, Clone)]
 pub struct GuestRam {
-    memory: Arc<LargePages>,
+    memory: Memory,
+}
+
+/// Whose memory it is.
+#[derive(Debug, Clone)]
+enum Memory {
+    /// Ours, which a machine of this process is given.
+    Own(Arc<LargePages>),
+    /// Another process's, in files that it shares with us.
+    Shared(Arc<GuestMemoryMmap<()>>),
+}
+
+/// A piece of another process's guest memory.
+#[derive(Debug)]
+pub struct SharedRegion {
+    /// Where the guest has it.
+    pub address: u64,
+    /// Its length in bytes.
+    pub len: u64,
+    /// The file that it lies in.
+    pub file: File,
+    /// Where in the file it begins, in bytes.
+    pub offset: u64,
+}
+
+impl SharedRegion {
+    /// The file's pages that exist are mapped. Whoever can make the file shorter afterwards can end this process by
+    /// that (`SIGBUS`).
+    fn map(self) -> Result<GuestRegionMmap<()>> {
+        let Self { address, len, file, offset } = self;
+        let what = || format!("memory of {len:#x} bytes at {address:#x}");
+        let found = file.metadata()?;
+        if !found.is_file() {
+            return Err(Error::invalid("it does not lie in a file").context(what()));
+        }
+        // What is mapped behind the end of a file cannot be touched.
+        if offset.checked_add(len).is_none_or(|end| end > found.len()) {
+            let text = format!("it ends behind its file (offset {offset:#x}, length {:#x})", found.len());
+            return Err(Error::invalid(text).context(what()));
+        }
+        let mapped = MmapRegion::from_file(FileOffset::new(file, offset), to_usize(len));
+        let mapped = mapped.map_err(|e| Error::invalid(e.to_string()).context(what()))?;
+        GuestRegionMmap::new(mapped, GuestAddress(address))
+            .ok_or_else(|| Error::invalid("it lies at the end of the address space").context(what()))
+    }
 }
 
 impl GuestRam {
@@ -117,7 +165,18 @@ impl GuestRam {
         }
         let memory = LargePages::new(&ranges)
             .map_err(|e| Error::new(block::ErrorKind::NoSpace, format!("no memory for the guest: {e}")))?;
-        Ok(Self { memory: Arc::new(memory) })
+        Ok(Self { memory: Memory::Own(Arc::new(memory)) })
+    }
+
+    /// Another process's memory.
+    ///
+    /// # Errors
+    /// No regions, or some that overlap; one is empty, does not lie in a regular file, or not within it.
+    pub fn shared(mut regions: Vec<SharedRegion>) -> Result<Self> {
+        regions.sort_by_key(|region| region.address);
+        let regions = regions.into_iter().map(SharedRegion::map).collect::<Result<Vec<_>>>()?;
+        let map = GuestMemoryMmap::from_regions(regions).map_err(|e| Error::invalid(e.to_string()))?;
+        Ok(Self { memory: Memory::Shared(Arc::new(map)) })
     }
 
     /// Start and length of each contiguous piece.
@@ -182,7 +241,10 @@ impl GuestRam {
 
     /// The mapping itself, for KVM.
     pub(crate) fn map(&self) -> &GuestMemoryMmap<()> {
-        &self.memory.map
+        match &self.memory {
+            Memory::Own(pages) => &pages.map,
+            Memory::Shared(map) => map,
+        }
     }
 }
 

@@ -15,7 +15,6 @@
 //! keeps it from starting programs.
 
 mod args;
-mod folder;
 mod qmp;
 mod registers;
 mod run;
@@ -31,7 +30,7 @@ use block::{BlockDevice, Result, ResultExt as _};
 
 use crate::counted::Counted;
 use crate::engine::{Boot, Disk, Engine, MachineSpec, Observer, ReadWatch, Runnable};
-use folder::Folder;
+use crate::folder::Folder;
 use run::{Machine, Parts};
 use screen::Screen;
 
@@ -78,7 +77,7 @@ impl Engine for QemuEngine {
     }
 
     fn build(&self, spec: MachineSpec, observer: Arc<dyn Observer>) -> Result<Box<dyn Runnable>> {
-        let folder = Folder::new(&self.directory)?;
+        let folder = Folder::new(&self.directory, "qemu")?;
         write_boot(&spec.boot, &folder)?;
         let disks: Vec<_> =
             spec.disks.iter().enumerate().map(|disk| Arc::new(counted(disk, &observer))).collect();

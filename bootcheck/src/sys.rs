@@ -1,7 +1,13 @@
-//! The few places where KVM's interface cannot be used safely through its crates. All `unsafe` of the crate is here.
+//! The few places where KVM's interface cannot be used safely through its crates, and descriptors that come by a
+//! socket. All `unsafe` of the crate is here.
 #![expect(unsafe_code, reason = "KVM maps guest memory by host address and answers in a union")]
 
-use std::io;
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, RawFd};
+use std::os::unix::net::UnixStream;
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use kvm_bindings::{KVM_EXIT_IO_OUT, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -159,4 +165,27 @@ pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> (u32, Vec<u64>) {
     let internal = unsafe { run.__bindgen_anon_1.internal };
     let count = usize::try_from(internal.ndata).unwrap_or(0).min(internal.data.len());
     (internal.suberror, internal.data[..count].to_vec())
+}
+
+/// The most descriptors that may come with one read.
+pub(crate) const MOST_FILES: usize = 8;
+
+/// Reads from a socket, and what descriptors came with the bytes. 0 bytes: the other end is closed.
+///
+/// # Errors
+/// As recvmsg(2); more than [`MOST_FILES`] descriptors.
+pub(crate) fn receive(stream: &UnixStream, buf: &mut [u8]) -> io::Result<(usize, Vec<File>)> {
+    let mut space = nix::cmsg_space!([RawFd; MOST_FILES]);
+    let mut slices = [IoSliceMut::new(buf)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
+    let mut files = vec![];
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(descriptors) = part {
+            // SAFETY: the kernel has just opened these descriptors for this process, nobody else knows their numbers,
+            // and each is in the list once.
+            files.extend(descriptors.into_iter().map(|fd| unsafe { File::from_raw_fd(fd) }));
+        }
+    }
+    Ok((message.bytes, files))
 }

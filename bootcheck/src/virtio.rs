@@ -19,6 +19,7 @@ pub mod rng;
 use std::fmt::Debug;
 
 pub use chain::{Chain, Cursor, RingError, RingResult};
+pub(crate) use common::Service;
 pub use common::{Common, Interrupt};
 pub use mmio::VirtioMmio;
 pub(crate) use pci::BAR_LEN;

@@ -1,12 +1,12 @@
-//! File systems that only an appliance can change, changed by one under qemu with a guest's own kernel; judged by the
-//! file systems' own checkers and by our readers, which share no code with the kernel that wrote.
+//! File systems that only an appliance can change, changed by one under qemu with a guest's own kernel, and by one that
+//! is a User-Mode Linux; judged by the file systems' own checkers and by our readers, which share no code with the kernel that wrote.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use appliance::{Appliance, Kernel, Mount, Mounted, Options};
+use appliance::{Appliance, Kernel, Mount, Mounted, Options, UmlEngine};
 use block::file::{FileOptions, HostFile};
 use block::raw::{Raw, RawOptions};
 use block::slice::Slice;
@@ -253,4 +253,74 @@ fn xfs_and_btrfs_are_changed_by_a_guests_kernel() {
     let bare = std::fs::read(&btrfs).unwrap().split_off(1 << 20);
     std::fs::write(&btrfs, bare).unwrap();
     Cmd::new("btrfs").words("check btrfs").dir(dir.path()).ok();
+}
+
+/// An installed User-Mode Linux, and the folder of its modules.
+fn user_mode_linux() -> std::result::Result<(UmlEngine, PathBuf), String> {
+    let program = command::find("linux.uml").ok_or_else(|| "no linux.uml on this machine".to_owned())?;
+    let engine = UmlEngine { program, directories: vec!["/dev/shm".into(), std::env::temp_dir()] };
+    let modules = Path::new("/usr/lib/uml/modules").join(engine.release().map_err(|e| e.to_string())?);
+    Ok((engine, modules))
+}
+
+/// Processes that are, or guard, a User-Mode Linux of this one, by the name of the folder in their words.
+fn left_of_ours() -> Vec<String> {
+    let mark = format!("/vimg-uml-{}-", std::process::id());
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let words = processes.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    let words = words.map(|words| String::from_utf8_lossy(&words).replace('\0', " "));
+    words.filter(|words| words.contains(&mark)).collect()
+}
+
+#[test]
+fn xfs_and_btrfs_are_changed_by_a_user_mode_linux() {
+    requires!(tool("linux.uml"), tool("mkfs.xfs"), tool("mkfs.btrfs"), tool("xfs_repair"));
+    let (engine, modules) = match user_mode_linux() {
+        Ok(found) => found,
+        Err(reason) => return tests::skip::note(&reason),
+    };
+    let dir = Dir::new();
+    dir.sparse("xfs", 400 << 20);
+    dir.sparse("btrfs", 160 << 20);
+    Cmd::new("mkfs.xfs").words("-q xfs").dir(dir.path()).ok();
+    Cmd::new("mkfs.btrfs").words("-q btrfs").dir(dir.path()).ok();
+    let kernel = Kernel::from_uml(&modules, &["xfs", "btrfs"]).unwrap();
+    assert_eq!(kernel.missing, Vec::<String>::new());
+    let disks = vec![writable(&dir.file("xfs")), writable(&dir.file("btrfs"))];
+    let options = || Options { memory_bytes: 256 << 20, ..Options::default() };
+    let appliance = Appliance::start(disks, &kernel, &engine, options()).unwrap();
+    let big = noise(3_000_000);
+    for (disk, kind) in [(0, Kind::Xfs), (1, Kind::Btrfs)] {
+        let mut fs = appliance.mount(&Mount::whole(disk, kind)).unwrap();
+        change(&mut fs, &big);
+    }
+    appliance.shutdown().unwrap();
+    assert_eq!(left_of_ours(), Vec::<String>::new());
+    judge(guest::open(&dir.file("xfs")), &big);
+    judge(guest::open(&dir.file("btrfs")), &big);
+    Cmd::new("xfs_repair").words("-n xfs").dir(dir.path()).ok();
+    Cmd::new("btrfs").words("check btrfs").dir(dir.path()).ok();
+
+    // Without a goodbye nothing is left, either.
+    let disks = vec![writable(&dir.file("xfs"))];
+    let appliance = Appliance::start(disks, &kernel, &engine, options()).unwrap();
+    assert_ne!(left_of_ours(), Vec::<String>::new());
+    drop(appliance);
+    failing_starts(&kernel);
+    assert_eq!(left_of_ours(), Vec::<String>::new());
+}
+
+/// One that cannot start says why.
+fn failing_starts(kernel: &Kernel) {
+    let start = |program: &str, memory_bytes| {
+        let engine = UmlEngine { program: program.into(), directories: vec![std::env::temp_dir()] };
+        let options = Options { memory_bytes, ..Options::default() };
+        Appliance::start(vec![], kernel, &engine, options).unwrap_err().to_string()
+    };
+    let program = command::find("linux.uml").unwrap();
+    let error = start(program.to_str().unwrap(), 1 << 50);
+    assert!(error.contains("memory of a User-Mode Linux") && error.contains("has only"), "{error}");
+    let error = start("/nowhere/linux.uml", 64 << 20);
+    assert!(error.contains("/nowhere/linux.uml") || error.contains("exit code"), "{error}");
+    assert!(start("/bin/true", 64 << 20).contains("it has ended"));
 }

@@ -6,12 +6,14 @@
 //!   mounted   a thread for each mounted file system, with that as its root: nothing a hostile link says leads out
 //!   files     what is done in there
 //!   run       a program of the guest, if the host asks for it
+//!   guard     on the host: runs a User-Mode Linux, and ends it with its owner
 //! ```
 //!
 //! It knows nothing of guests and decides nothing. Whatever goes wrong is an answer; if it cannot even answer, it
 //! says so on the console and switches the machine off.
 
 mod files;
+mod guard;
 mod mailbox;
 mod mounted;
 mod run;
@@ -26,6 +28,15 @@ use std::fmt;
 use std::io::{Error, Write as _};
 
 fn main() {
+    let words: Vec<_> = std::env::args().collect();
+    if let Some([word, rest @ ..]) = words.get(1..)
+        && word == wire::GUARD
+    {
+        std::process::exit(guard::guard(rest).unwrap_or_else(|error| {
+            say(&format!("vimg's guard gives up: {error}"));
+            1
+        }));
+    }
     if std::process::id() != 1 {
         say("this is the init of vimg's appliance; it does nothing anywhere else");
         std::process::exit(2);

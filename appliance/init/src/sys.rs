@@ -9,7 +9,9 @@ use std::fs::File;
 use std::io::{Error, Result};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
+use std::process::Command;
 use std::ptr;
 
 unsafe extern "C" {
@@ -42,6 +44,9 @@ unsafe extern "C" {
     fn tcsetattr(fd: c_int, actions: c_int, termios: *const u32) -> c_int;
     fn tcdrain(fd: c_int) -> c_int;
     fn kill(process: c_int, signal: c_int) -> c_int;
+    fn prctl(option: c_int, ...) -> c_int;
+    fn poll(fds: *mut PollFd, count: c_ulong, timeout: c_int) -> c_int;
+    fn waitpid(process: c_int, status: *mut c_int, options: c_int) -> c_int;
 }
 
 /// No devices, no programs with special rights, no programs: what is mounted is a stranger's.
@@ -73,6 +78,9 @@ const SYS_FINIT_MODULE: c_long = 313;
 #[cfg(not(target_arch = "x86_64"))]
 const SYS_FINIT_MODULE: c_long = 273;
 
+const PR_SET_PDEATHSIG: c_int = 1;
+const PR_SET_CHILD_SUBREAPER: c_int = 36;
+const EINTR: i32 = 4;
 const CLONE_FS: c_int = 0x200;
 const POWER_OFF: c_int = 0x4321_fedc;
 const SIGKILL: c_int = 9;
@@ -80,6 +88,14 @@ const SIGKILL: c_int = 9;
 const CONSOLE_LEVEL: c_int = 8;
 /// The most that Linux keeps in one extended attribute, and in one list of their names.
 const MOST_XATTR: usize = 64 << 10;
+
+/// `struct pollfd`.
+#[repr(C)]
+struct PollFd {
+    fd: c_int,
+    events: i16,
+    revents: i16,
+}
 
 fn check(result: c_int) -> Result<()> {
     if result == -1 { Err(Error::last_os_error()) } else { Ok(()) }
@@ -216,4 +232,47 @@ pub(crate) fn drain(line: &File) {
 pub(crate) fn end_processes(group: i32) {
     // SAFETY: no memory is passed.
     unsafe { kill(if group == -1 { -1 } else { -group }, SIGKILL) };
+}
+
+/// Ends one process.
+pub(crate) fn end_process(process: i32) {
+    // SAFETY: no memory is passed.
+    unsafe { kill(process, SIGKILL) };
+}
+
+/// Whoever loses its parent below this process becomes its child.
+pub(crate) fn adopt_orphans() -> Result<()> {
+    // SAFETY: this option takes a number.
+    check(unsafe { prctl(PR_SET_CHILD_SUBREAPER, 1 as c_ulong) })
+}
+
+/// What the command starts is ended by the kernel when this process ends.
+pub(crate) fn end_with_parent(command: &mut Command) {
+    // SAFETY: between fork and exec this makes one system call, which takes two numbers, and allocates nothing.
+    unsafe { command.pre_exec(|| check(prctl(PR_SET_PDEATHSIG, SIGKILL as c_ulong))) };
+}
+
+/// Waits until the other end of a descriptor is closed.
+pub(crate) fn wait_for_hangup(fd: i32) {
+    let mut fds = PollFd { fd, events: 0, revents: 0 };
+    // SAFETY: one structure, as long as is told, which lives until the call returns. With no events asked for it returns
+    // for a hangup or an error only, or for a signal.
+    while unsafe { poll(&raw mut fds, 1, -1) } == -1 && Error::last_os_error().raw_os_error() == Some(EINTR) {
+    }
+}
+
+/// Waits for the end of any child: which, and its exit code or 128 and its signal. `None`: there are no more.
+pub(crate) fn wait_for_any() -> Option<(i32, i32)> {
+    let mut status = 0;
+    loop {
+        // SAFETY: the kernel writes a number into `status`, which lives until the call returns.
+        let process = unsafe { waitpid(-1, &raw mut status, 0) };
+        if process > 0 {
+            let signal = status & 0x7f;
+            return Some((process, if signal == 0 { status >> 8 & 0xff } else { 128 + signal }));
+        }
+        if Error::last_os_error().raw_os_error() != Some(EINTR) {
+            return None;
+        }
+    }
 }

@@ -14,12 +14,12 @@ use serde_json::json;
 
 use block::{Error, Result, ResultExt as _};
 
-use super::folder::Folder;
 use super::qmp::{self, Event, Qmp};
 use super::screen::Screen;
 use super::{QemuEngine, args, registers, screen};
 use crate::counted::Counted;
 use crate::engine::{Control, CpuState, Ending, Observer, Outcome, Runnable};
+use crate::folder::Folder;
 
 /// qemu has to be ready within this time.
 const READY: Duration = Duration::from_secs(60);

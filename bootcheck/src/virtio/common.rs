@@ -269,41 +269,60 @@ impl Common {
             return;
         }
         let number = u16::try_from(index).unwrap_or(u16::MAX);
-        if let Err(error) = self.drain(&mut queue, number, buffer) {
+        let service = Service {
+            device: &*self.device,
+            ram: &self.ram,
+            stopping: &self.stopping,
+            interrupt: &|| self.interrupt.queue(number),
+        };
+        if let Err(error) = service.drain(&mut queue, buffer) {
             self.break_down(&mut queue, error);
         }
     }
+}
 
-    fn drain(&self, queue: &mut Queue, number: u16, buffer: &mut Vec<u8>) -> RingResult<()> {
+/// What it takes to serve a queue.
+pub(crate) struct Service<'a> {
+    pub(crate) device: &'a dyn Device,
+    pub(crate) ram: &'a GuestRam,
+    /// No further request is begun.
+    pub(crate) stopping: &'a AtomicBool,
+    /// Interrupts the driver.
+    pub(crate) interrupt: &'a dyn Fn(),
+}
+
+impl Service<'_> {
+    /// Serves what a queue holds, until it is empty and the driver has been asked to notify us of more.
+    pub(crate) fn drain(&self, queue: &mut Queue, buffer: &mut Vec<u8>) -> RingResult<()> {
         loop {
-            queue.disable_notifications(&self.ram)?;
-            let result = self.drain_once(queue, number, buffer);
-            self.signal(queue, number)?;
+            queue.disable_notifications(self.ram)?;
+            let result = self.drain_once(queue, buffer);
+            self.signal(queue)?;
             result?;
-            if self.stopping.load(Ordering::Acquire) || !queue.enable_notifications(&self.ram)? {
+            if self.stopping.load(Ordering::Acquire) || !queue.enable_notifications(self.ram)? {
                 return Ok(());
             }
         }
     }
 
-    fn drain_once(&self, queue: &mut Queue, number: u16, buffer: &mut Vec<u8>) -> RingResult<()> {
+    fn drain_once(&self, queue: &mut Queue, buffer: &mut Vec<u8>) -> RingResult<()> {
         let (mut count, mut since) = (0, Instant::now());
         while !self.stopping.load(Ordering::Acquire) {
-            let Some(chain) = queue.pop(&self.ram)? else { break };
-            let len = self.device.serve(&chain, &self.ram, buffer)?;
-            queue.push(&self.ram, chain.head, len)?;
+            let Some(chain) = queue.pop(self.ram)? else { break };
+            let len = self.device.serve(&chain, self.ram, buffer)?;
+            queue.push(self.ram, chain.head, len)?;
             count += 1;
             if count == BATCH || since.elapsed() > BATCH_TIME {
-                self.signal(queue, number)?;
+                self.signal(queue)?;
                 (count, since) = (0, Instant::now());
             }
         }
         Ok(())
     }
 
-    fn signal(&self, queue: &mut Queue, number: u16) -> RingResult<()> {
-        if queue.wants_interrupt(&self.ram)? {
-            self.interrupt.queue(number);
+    fn signal(&self, queue: &mut Queue) -> RingResult<()> {
+        if queue.wants_interrupt(self.ram)? {
+            (self.interrupt)();
         }
         Ok(())
     }

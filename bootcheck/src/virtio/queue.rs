@@ -68,6 +68,23 @@ impl Queue {
         }
     }
 
+    /// The next request that is taken has this index in the available ring; what was returned so far is what the used
+    /// ring says.
+    ///
+    /// # Errors
+    /// The ring is not memory.
+    pub fn resume(&mut self, ram: &GuestRam, next_available: u16) -> Result<(), RingError> {
+        self.next_available = Wrapping(next_available);
+        self.next_used = Wrapping(ram.load_u16(self.device.saturating_add(2))?);
+        self.signalled = self.next_used;
+        Ok(())
+    }
+
+    /// The index in the available ring of the next request.
+    pub fn next_available(&self) -> u16 {
+        self.next_available.0
+    }
+
     fn available_event(&self) -> u64 {
         self.device.saturating_add(4 + 8 * u64::from(self.size))
     }

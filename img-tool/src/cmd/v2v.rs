@@ -14,6 +14,7 @@ mod batch;
 mod boot;
 mod describe;
 mod place;
+mod runner;
 mod stages;
 mod writers;
 
@@ -146,7 +147,7 @@ pub(crate) struct Args {
     /// Boot the result in a test machine
     #[arg(long, help_heading = "The test boot")]
     bootcheck: bool,
-    /// What runs it: auto, kvm or qemu
+    /// What runs it, and the appliance: auto, kvm or qemu; or uml for the appliance alone
     #[arg(long, value_name = "ENGINE", default_value = "auto", help_heading = "The test boot")]
     engine: String,
     /// Seconds until a guest that has not come up does not boot

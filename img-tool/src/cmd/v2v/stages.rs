@@ -21,10 +21,10 @@ use v2v::report::{BootTest, Report, ReportedDisk, Stage};
 use v2v::source::{self, SourceOptions};
 use v2v::target::ova;
 
+use super::runner::runner;
 use super::writers::{Backend, Known, Writers};
 use super::{Args, boot, describe, place};
 use crate::app::App;
-use crate::cmd::bootcheck::choose::choose;
 use crate::exit::{Failure, Outcome};
 use crate::progress::Reporter;
 use crate::sandbox;
@@ -114,9 +114,9 @@ fn memory(text: &str) -> block::Result<u64> {
 
 /// What is wrong with the command line is told before anything is done.
 fn check_words(args: &Args) -> Outcome<()> {
-    if !matches!(args.engine.as_str(), "auto" | "kvm" | "qemu") {
+    if !matches!(args.engine.as_str(), "auto" | "kvm" | "qemu" | "uml") {
         return Err(Failure::usage(format!(
-            "--engine expects 'auto', 'kvm' or 'qemu' not '{}'",
+            "--engine expects 'auto', 'kvm', 'qemu' or 'uml' not '{}'",
             args.engine
         )));
     }
@@ -354,7 +354,7 @@ impl Context<'_> {
         if !plan.changes.iter().any(needs) {
             return false;
         }
-        match choose(&self.args.engine, self.app) {
+        match runner(self.args, &[], self.app) {
             Ok(_) => false,
             Err(_) => {
                 report.warnings.push(
@@ -511,7 +511,8 @@ impl Context<'_> {
                 .collect(),
             firmware: report.firmware.filter(|_| !self.args.direct_kernel),
             memory_bytes: report.guest.memory_bytes.unwrap_or(TEST_MEMORY),
-            engine: &self.args.engine,
+            // A User-Mode Linux runs no guests.
+            engine: if self.args.engine == "uml" { "auto" } else { &self.args.engine },
             timeout: self.args.timeout,
             console: &console,
         };

@@ -12,8 +12,8 @@ use v2v::plan::{Action, Plan};
 use v2v::view::GuestView;
 
 use super::Args;
+use super::runner::runner;
 use crate::app::App;
-use crate::cmd::bootcheck::choose::choose;
 use crate::exit::{Failure, Outcome};
 
 /// `--backend`.
@@ -150,15 +150,22 @@ fn is_for_appliance(known: Known<'_>, backend: Backend, index: usize) -> Result<
 }
 
 fn appliance<'a>(known: Known<'a>, left: &[usize], args: &'a Args, app: &App) -> Result<Lazy<'a>> {
-    let chosen = choose(&args.engine, app).map_err(|failure| match failure {
+    let kinds = left.iter().filter_map(|index| known.disks.volumes().get(*index)?.content.as_ref());
+    let names: Vec<_> = kinds.filter_map(|content| appliance::linux_name(content.kind).ok()).collect();
+    let runner = runner(args, &names, app).map_err(|failure| match failure {
         Failure::Error { error, .. } => {
             error.context("this guest's file systems are changed by an appliance, which has to be run")
         }
         _ => Error::unsupported("no engine"),
     })?;
-    app.tell(&format!("appliance: run by {}", chosen.engine.name()));
-    let options = Options { append: chosen.append.to_owned(), ..Options::default() };
-    let lazy = Lazy::new(known.disks, left, chosen.engine, options);
+    app.tell(&format!("appliance: run by {}", runner.engine.name()));
+    let usual = Options::default();
+    let memory_bytes = runner.memory_bytes.unwrap_or(usual.memory_bytes);
+    let options = Options { append: runner.append.to_owned(), memory_bytes, ..usual };
+    let lazy = Lazy::new(known.disks, left, runner.engine, options);
+    if let Some(modules) = runner.uml {
+        return Ok(lazy.or_kernel(move |names| Kernel::from_uml(&modules, names)));
+    }
     if let (Some(kernel), Some(modules)) = (&args.appliance_kernel, &args.appliance_modules) {
         return Ok(lazy.or_kernel(|names| Kernel::from_host(kernel, modules, names)));
     }
