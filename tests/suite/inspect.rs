@@ -127,7 +127,7 @@ fn names_of_disks() {
     let disks =
         Disks::open_all(vec![disk(&dir, "a", "dos", &part(ROOT)), disk(&dir, "b", "dos", &part(BOOT))])
             .unwrap();
-    let names = DiskNames { names: vec![Some("sdb".into()), Some("sda".into())] };
+    let names = DiskNames { names: vec![Some("sdb".into()), Some("sda".into())], ..DiskNames::default() };
     for (name, plain, told) in [
         ("/dev/sda1", Some(0), Some(1)),
         ("/dev/sdb1", Some(1), Some(0)),

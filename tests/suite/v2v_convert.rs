@@ -49,7 +49,7 @@ fn vmware() -> Guest {
 
 fn inspected(path: &Path) -> (Disks, Inspection) {
     let disks = Disks::open(open(path, false)).unwrap();
-    let names = DiskNames { names: vec![Some("sda".into())] };
+    let names = DiskNames { names: vec![Some("sda".into())], ..DiskNames::default() };
     let inspection = inspect_with(&disks, &names).unwrap();
     (disks, inspection)
 }
