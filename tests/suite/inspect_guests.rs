@@ -362,6 +362,12 @@ fn subvolumes_of_btrfs() {
         let expected = if default { "/etc/fstab".to_owned() } else { format!("/{root}/etc/fstab") };
         assert_eq!((place.path.to_str(), place.from_top), (Some(expected.as_str()), false));
         assert_eq!(view.guest_path(0, "/@home/alice").as_deref(), Some(Path::new("/home/alice")));
+        // As GRUB names it; where the default subvolume has it, it is found by whoever mounts the volume.
+        let path = format!("/{root}/etc/fstab").into();
+        let place = view.boot_file(&place);
+        let place = view.place_of(&guestdisk::boot::BootFile { path, ..place }).unwrap();
+        assert_eq!((place.path.to_str(), place.from_top), (Some(expected.as_str()), false), "{root}");
+        assert_eq!(place.guest_path, Path::new("/etc/fstab"), "{root}");
     }
 }
 

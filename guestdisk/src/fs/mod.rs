@@ -112,6 +112,11 @@ impl FileSystem {
         self.kind
     }
 
+    /// The folder in which paths begin.
+    pub fn root(&self) -> Node {
+        self.nodes.root()
+    }
+
     /// What a person should know of its state: a journal that was replayed in memory or could not be.
     pub fn notes(&self) -> &[String] {
         &self.notes

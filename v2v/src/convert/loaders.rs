@@ -81,7 +81,10 @@ pub(crate) fn guest_path(system: &System, place: &Place) -> std::path::PathBuf {
     let relative = place.path.strip_prefix("/").unwrap_or(&place.path);
     match of_volume.iter().find(|mount| mount.path.is_absolute()) {
         Some(mount) if place.volume != system.root => mount.path.join(relative),
-        _ => place.path.clone(),
+        _ => match relative.strip_prefix(system.subvolume.strip_prefix("/").unwrap_or(&system.subvolume)) {
+            Ok(rest) if place.volume == system.root => Path::new("/").join(rest),
+            _ => place.path.clone(),
+        },
     }
 }
 

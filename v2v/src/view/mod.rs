@@ -155,6 +155,8 @@ impl GuestView {
         let volume = self.volume(file.volume)?;
         let from_top = !volume.has(&file.path, false) && volume.has(&file.path, true);
         let path = volume.files(from_top)?.canonicalize(&file.path)?;
+        let below_default = if from_top { volume.below_default(&path) } else { None };
+        let (path, from_top) = below_default.map_or((path, from_top), |path| (path, false));
         let guest_path = self.guest_path(file.volume, &path).unwrap_or_else(|| path.clone());
         Ok(Place { guest_path, volume: file.volume, path, from_top })
     }

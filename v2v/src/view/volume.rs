@@ -1,6 +1,6 @@
 //! The file systems of a volume, opened when they are needed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use block::{BlockDevice, Error, ErrorKind, Result, ResultExt as _};
@@ -59,6 +59,24 @@ impl VolumeFiles {
     /// Whether there is something at this path.
     pub(super) fn has(&self, path: &Path, from_top: bool) -> bool {
         self.files(from_top).is_ok_and(|files| files.symlink_metadata(path).is_ok())
+    }
+
+    /// A path from the top of a btrfs as one from its default subvolume, which is how others find it who mount the volume
+    /// without further words. `None`: it lies elsewhere, or there is no difference.
+    pub(super) fn below_default(&self, path: &Path) -> Option<PathBuf> {
+        let (top, wanted) = (self.files(true).ok()?, self.files(false).ok()?.root());
+        if top.root() == wanted {
+            return None;
+        }
+        let mut folder = PathBuf::from("/");
+        for name in path.iter().skip(1) {
+            let entry = top.read_dir(&folder).ok()?.into_iter().find(|entry| entry.name == name)?;
+            folder.push(name);
+            if entry.node == wanted {
+                return Some(Path::new("/").join(path.strip_prefix(&folder).ok()?));
+            }
+        }
+        None
     }
 
     /// Pages that have been read.
