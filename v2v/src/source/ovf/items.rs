@@ -156,12 +156,12 @@ fn controllers(items: &[Item]) -> HashMap<&str, Controller<'_>> {
 
 fn cpus(item: &Item, guest: &mut Guest) {
     let count = item.quantity.and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0);
+    // Of several items the last one counts, with what it says of cores: both or neither.
     guest.cpus.count = count;
-    if let (Some(count), Some(cores)) = (count, item.cores.filter(|cores| *cores > 0))
-        && count % cores == 0
-    {
-        guest.cpus.topology = Some((count / cores, cores, 1));
-    }
+    guest.cpus.topology = match (count, item.cores) {
+        (Some(count), Some(cores)) if cores > 0 && count % cores == 0 => Some((count / cores, cores, 1)),
+        _ => None,
+    };
 }
 
 fn memory(item: &Item, guest: &mut Guest) -> Result<()> {

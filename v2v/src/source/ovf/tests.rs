@@ -183,6 +183,24 @@ fn both_versions_of_virtualbox_say_the_same() {
     assert_eq!(one.firmware.kind, Some(FirmwareKind::Uefi), "only VirtualBox's own part says so");
 }
 
+/// Found by fuzzing: the number of the second item, and the cores of the first.
+#[test]
+fn of_several_processor_items_the_last_counts_as_a_whole() {
+    let item = |count: u32, cores: &str| {
+        format!(
+            "<Item><ResourceType>3</ResourceType><VirtualQuantity>{count}</VirtualQuantity>{cores}</Item>"
+        )
+    };
+    let text = format!(
+        "<Envelope xmlns:ovf='urn:o'><VirtualSystem ovf:id='a'><VirtualHardwareSection>{}{}\
+         </VirtualHardwareSection></VirtualSystem></Envelope>",
+        item(4, "<CoresPerSocket>2</CoresPerSocket>"),
+        item(6, "")
+    );
+    let cpus = read(&text).unwrap().cpus;
+    assert_eq!((cpus.count, cpus.topology), (Some(6), None));
+}
+
 #[test]
 fn one_of_several_machines_has_to_be_chosen() {
     let machine = |id: &str| {
