@@ -13,6 +13,10 @@ use guestdisk::fs::FileSystem;
 const MOST_BYTES: u64 = 64 << 20;
 /// The most modules of one appliance; distributions have a few thousand in all.
 const MOST_MODULES: usize = 256;
+/// The most bytes of all of them together: each is small, and the appliance has to have room for them.
+const MOST_IN_ALL: u64 = 256 << 20;
+/// How far a chain of needs goes; those of real kernels have a dozen links.
+const DEEPEST: usize = 64;
 
 /// A folder of modules (`/lib/modules/RELEASE`).
 pub trait Tree {
@@ -89,14 +93,19 @@ pub struct Found {
 pub fn closure(tree: &dyn Tree, wanted: &[&str]) -> Result<Found> {
     let index = Index::read(tree)?;
     let mut order = Order { index: &index, seen: BTreeSet::new(), paths: vec![] };
-    wanted.iter().for_each(|name| order.add(name));
+    wanted.iter().for_each(|name| order.add(name, 0));
     if order.paths.len() > MOST_MODULES {
         return Err(Error::unsupported(format!("an appliance of more than {MOST_MODULES} modules")));
     }
     let missing =
         wanted.iter().filter(|name| !index.knows(&normal(name))).map(|name| (*name).to_owned()).collect();
-    let modules: Result<_> = order.paths.iter().map(|path| read_module(tree, path)).collect();
-    Ok(Found { modules: modules?, missing })
+    let (mut modules, mut left) = (vec![], MOST_IN_ALL);
+    for path in &order.paths {
+        let module = read_module(tree, path, left)?;
+        left = left.saturating_sub(module.bytes.len() as u64);
+        modules.push(module);
+    }
+    Ok(Found { modules, missing })
 }
 
 /// `kernel/fs/xfs/xfs.ko.xz` is `xfs`.
@@ -109,24 +118,28 @@ fn normal(name: &str) -> String {
     name.replace('-', "_")
 }
 
-fn read_module(tree: &dyn Tree, path: &str) -> Result<Module> {
+/// Reads a module of at most `most` bytes.
+fn read_module(tree: &dyn Tree, path: &str, most: u64) -> Result<Module> {
     let packed = tree.read(Path::new(path)).context(|| format!("module {path}"))?;
-    let bytes = unpack(path, packed).context(|| format!("module {path}"))?;
+    let bytes = unpack(path, packed, most.min(MOST_BYTES)).context(|| format!("module {path}"))?;
     Ok(Module { name: name_of(path), bytes })
 }
 
 /// Undoes the compression that a file's name tells.
-fn unpack(path: &str, packed: Vec<u8>) -> Result<Vec<u8>> {
+fn unpack(path: &str, packed: Vec<u8>, most: u64) -> Result<Vec<u8>> {
     let ending = Path::new(path).extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     let mut bytes = vec![];
-    let packed = packed.as_slice();
+    let (packed, limit) = (packed.as_slice(), most.saturating_add(1));
     match ending {
-        "ko" => return Ok(packed.to_vec()),
-        "gz" => flate2::read::MultiGzDecoder::new(packed).take(MOST_BYTES).read_to_end(&mut bytes)?,
-        "zst" => zstd::stream::read::Decoder::new(packed)?.take(MOST_BYTES).read_to_end(&mut bytes)?,
-        "xz" => lzma_rust2::XzReader::new(packed, true).take(MOST_BYTES).read_to_end(&mut bytes)?,
+        "ko" => packed.take(limit).read_to_end(&mut bytes)?,
+        "gz" => flate2::read::MultiGzDecoder::new(packed).take(limit).read_to_end(&mut bytes)?,
+        "zst" => zstd::stream::read::Decoder::new(packed)?.take(limit).read_to_end(&mut bytes)?,
+        "xz" => lzma_rust2::XzReader::new(packed, true).take(limit).read_to_end(&mut bytes)?,
         other => return Err(Error::unsupported(format!("modules that are packed as '{other}'"))),
     };
+    if bytes.len() as u64 > most {
+        return Err(Error::unsupported("more bytes of modules than any kernel needs for its file systems"));
+    }
     Ok(bytes)
 }
 
@@ -189,20 +202,21 @@ struct Order<'a> {
 
 impl Order<'_> {
     /// Adds the modules of this name or alias, what they need first.
-    fn add(&mut self, name: &str) {
+    fn add(&mut self, name: &str, depth: usize) {
         let name = normal(name);
-        if self.paths.len() > MOST_MODULES || !self.seen.insert(name.clone()) {
+        if depth > DEEPEST || self.paths.len() > MOST_MODULES || !self.seen.insert(name.clone()) {
             return;
         }
+        let depth = depth + 1;
         let index = self.index;
         match index.modules.get(&name) {
             Some((path, needs)) => {
-                needs.iter().rev().for_each(|need| self.add(&name_of(need)));
-                index.soft.get(&name).into_iter().flatten().for_each(|soft| self.add(soft));
+                needs.iter().rev().for_each(|need| self.add(&name_of(need), depth));
+                index.soft.get(&name).into_iter().flatten().for_each(|soft| self.add(soft, depth));
                 self.paths.push(path.clone());
             }
             None if index.builtin.contains(&name) => {}
-            None => index.aliases.get(&name).into_iter().flatten().for_each(|module| self.add(module)),
+            None => index.aliases.get(&name).into_iter().flatten().for_each(|module| self.add(module, depth)),
         }
     }
 }
@@ -265,21 +279,41 @@ mod tests {
         assert_eq!(names(&closure(&tree(), &["a", "b", "a"]).unwrap()), ["b", "a"]);
     }
 
+    /// A list that somebody has written may have a chain of any length.
+    #[test]
+    fn long_chains_do_not_exhaust_the_stack() {
+        let chain: String = (0..200_000).map(|i| format!("m{i}.ko: m{}.ko\n", i + 1)).collect();
+        let mut files = tree();
+        files.0.insert("modules.dep", chain.into_bytes());
+        closure(&files, &["m0"]).unwrap_err();
+    }
+
+    #[test]
+    fn modules_have_a_bound() {
+        let mut packed = vec![];
+        let mut writer = flate2::write::GzEncoder::new(&mut packed, flate2::Compression::fast());
+        writer.write_all(&[0; 5000]).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(unpack("a.ko.gz", packed.clone(), 5000).unwrap().len(), 5000);
+        unpack("a.ko.gz", packed, 4999).unwrap_err();
+        unpack("a.ko", vec![0; 5000], 4999).unwrap_err();
+    }
+
     #[test]
     fn xz_is_undone() {
         let child = std::process::Command::new("sh").args(["-c", "printf slow | xz --check=crc32"]).output();
         let Ok(made) = child else { return };
         if made.status.success() {
-            assert_eq!(unpack("a.ko.xz", made.stdout).unwrap(), b"slow");
+            assert_eq!(unpack("a.ko.xz", made.stdout, 4).unwrap(), b"slow");
         }
     }
 
     #[test]
     fn damage_is_an_error() {
-        unpack("a.ko.xz", b"\xfd7zXZ\0garbage".to_vec()).unwrap_err();
-        unpack("a.ko.zst", b"garbage".to_vec()).unwrap_err();
-        unpack("a.ko.gz", b"garbage".to_vec()).unwrap_err();
-        unpack("a.ko.lz4", b"x".to_vec()).unwrap_err();
+        unpack("a.ko.xz", b"\xfd7zXZ\0garbage".to_vec(), 9).unwrap_err();
+        unpack("a.ko.zst", b"garbage".to_vec(), 9).unwrap_err();
+        unpack("a.ko.gz", b"garbage".to_vec(), 9).unwrap_err();
+        unpack("a.ko.lz4", b"x".to_vec(), 9).unwrap_err();
         let mut files = tree();
         files.0.remove("kernel/lib/libcrc32c.ko");
         let error = closure(&files, &["xfs"]).unwrap_err();

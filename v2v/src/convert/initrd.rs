@@ -28,6 +28,9 @@ const ALONG: [&str; 1] = ["virtio_mmio"];
 /// The network card, for systems that use the network in early boot.
 const NETWORK: &str = "virtio_net";
 
+/// The most bytes of modules and their indexes that go into one initramfs; a few MiB are usual.
+const MOST_ADDED: u64 = 256 << 20;
+
 /// What has been found to be missing anywhere.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Missing {
@@ -143,6 +146,26 @@ struct Contents {
     reasons: Vec<String>,
     /// Drivers that it lacked.
     drivers: Vec<&'static str>,
+    /// Bytes of all files.
+    bytes: u64,
+}
+
+impl Contents {
+    /// Adds a module, or what belongs to modules.
+    ///
+    /// # Errors
+    /// All of them together are larger than what a kernel needs to find its disk.
+    fn add(&mut self, path: String, mode: u32, bytes: Vec<u8>) -> Result<()> {
+        self.bytes = self.bytes.saturating_add(bytes.len() as u64);
+        if self.bytes > MOST_ADDED {
+            return Err(block::Error::unsupported(format!(
+                "{path}: with it, the modules for an initramfs would be larger than {} MiB",
+                MOST_ADDED >> 20
+            )));
+        }
+        self.files.insert(path, (mode, bytes));
+        Ok(())
+    }
 }
 
 impl Work<'_, '_> {
@@ -301,12 +324,12 @@ impl Work<'_, '_> {
             if suffix_of(&path) != suffix_of(&module.path) {
                 bytes = modules::unpack(&module.path, bytes)?;
             }
-            contents.files.insert(format!("{base}/{path}"), (0o644, bytes));
+            contents.add(format!("{base}/{path}"), 0o644, bytes)?;
         }
         let as_they_are = modules.modules.iter().all(|(name, module)| path(name, module) == module.path);
         for index in INDEXES {
             if let Some(bytes) = modules.file(tree, index)? {
-                contents.files.insert(format!("{base}/{index}"), (0o644, bytes));
+                contents.add(format!("{base}/{index}"), 0o644, bytes)?;
             }
         }
         if !as_they_are {
@@ -344,7 +367,7 @@ impl Work<'_, '_> {
             let Some(bytes) = modules.file(self.draft.tree(), &module.path)? else { continue };
             let bytes = modules::unpack(&module.path, bytes)?;
             lines.push_str(&format!("echo \"Loading {name}.ko module\"\ninsmod /lib/{name}.ko \n"));
-            contents.files.insert(format!("lib/{name}.ko"), (0o600, bytes));
+            contents.add(format!("lib/{name}.ko"), 0o600, bytes)?;
         }
         contents.files.insert("init".to_owned(), (0o700, nash(&text, &lines).into_bytes()));
         Ok(true)

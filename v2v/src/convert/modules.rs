@@ -126,43 +126,11 @@ impl Modules {
     /// # Errors
     /// `NotFound`, with the name of a module that is wanted or needed and nowhere.
     pub(crate) fn closure(&self, wanted: &[&str], present: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
-        let mut found = vec![];
+        let mut walk = Walk { modules: self, present, seen: HashSet::new(), found: vec![] };
         for name in wanted {
-            self.visit(name, present, &mut found, 0, true)?;
+            walk.visit(name, 0, true)?;
         }
-        Ok(found)
-    }
-
-    fn visit(
-        &self,
-        name: &str,
-        present: &dyn Fn(&str) -> bool,
-        found: &mut Vec<String>,
-        depth: usize,
-        must: bool,
-    ) -> Result<()> {
-        const DEEPEST: usize = 64;
-        if self.is_built_in(name)
-            || present(name)
-            || depth > DEEPEST
-            || found.iter().any(|known| known == name)
-        {
-            return Ok(());
-        }
-        let Some(module) = self.modules.get(name) else {
-            let missing = || Error::new(block::ErrorKind::NotFound, format!("there is no module {name}"));
-            return if must { Err(missing()) } else { Ok(()) };
-        };
-        for before in self.before.get(name).into_iter().flatten() {
-            self.visit(before, present, found, depth + 1, false)?;
-        }
-        for needed in &module.needs {
-            self.visit(needed, present, found, depth + 1, true)?;
-        }
-        if !found.iter().any(|known| known == name) {
-            found.push(name.to_owned());
-        }
-        Ok(())
+        Ok(walk.found)
     }
 
     /// The first of these modules whose file is not there: what is left of a kernel that was removed may list them.
@@ -206,6 +174,38 @@ impl Modules {
             entries.insert(name.clone().into_bytes(), (priority, line.into_bytes()));
         }
         (text.into_bytes(), index::build(&entries))
+    }
+}
+
+/// A walk over what modules need.
+struct Walk<'a> {
+    modules: &'a Modules,
+    present: &'a dyn Fn(&str) -> bool,
+    /// Every module is visited once, also where a list that somebody has written goes round in circles.
+    seen: HashSet<String>,
+    found: Vec<String>,
+}
+
+impl Walk<'_> {
+    fn visit(&mut self, name: &str, depth: usize, must: bool) -> Result<()> {
+        const DEEPEST: usize = 64;
+        let modules = self.modules;
+        if modules.is_built_in(name) || (self.present)(name) || depth > DEEPEST || self.seen.contains(name) {
+            return Ok(());
+        }
+        let Some(module) = modules.modules.get(name) else {
+            let missing = || Error::new(block::ErrorKind::NotFound, format!("there is no module {name}"));
+            return if must { Err(missing()) } else { Ok(()) };
+        };
+        self.seen.insert(name.to_owned());
+        for before in modules.before.get(name).into_iter().flatten() {
+            self.visit(before, depth + 1, false)?;
+        }
+        for needed in &module.needs {
+            self.visit(needed, depth + 1, true)?;
+        }
+        self.found.push(name.to_owned());
+        Ok(())
     }
 }
 
@@ -267,6 +267,16 @@ kernel/drivers/scsi/broken.ko: kernel/gone.ko
         assert_eq!(modules(DEP, "").closure(&["sd_mod"], &|_| false).unwrap(), ["crc_t10dif", "sd_mod"]);
         let error = modules(DEP, "").closure(&["broken"], &|_| false).unwrap_err();
         assert_eq!(error.to_string(), "there is no module gone");
+    }
+
+    /// Every way through such a list would be a walk of its own: 40 modules, each of which needs all the others.
+    #[test]
+    fn circles_do_not_run_on() {
+        let name = |index: u32| format!("kernel/m{index}.ko");
+        let all: Vec<_> = (0..40).map(name).collect();
+        let dep: String = all.iter().map(|name| format!("{name}: {}\n", all.join(" "))).collect();
+        let found = modules(&dep, "").closure(&["m0"], &|_| false).unwrap();
+        assert_eq!((found.len(), found.last().map(String::as_str)), (40, Some("m0")));
     }
 
     #[test]
