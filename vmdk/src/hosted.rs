@@ -14,6 +14,7 @@
 mod check;
 mod flush;
 mod pages;
+mod places;
 mod tables;
 mod write;
 
@@ -30,6 +31,7 @@ use crate::SECTOR;
 use crate::extent::{Below, Description, Extent, How};
 use crate::header::{Header, flags};
 use pages::Page;
+use places::{Named, Places};
 use tables::{Copy, Mapped, Tables};
 
 /// Bytes of a request that are handled at a time, unless a grain is larger.
@@ -152,17 +154,22 @@ fn check_writable(tables: &Tables) -> Result<()> {
         true => &[Copy::Main, Copy::Redundant],
         false => &[Copy::Main],
     };
+    let mut named = [vec![], vec![]];
     for index in 0..header.gd_entries() {
         let mut entries = [0; 2];
-        for (copy, entry) in copies.iter().zip(&mut entries) {
+        for ((copy, entry), named) in copies.iter().zip(&mut entries).zip(&mut named) {
             let found = tables.gde(*copy, index)?;
-            let bad = match found {
-                None => true,
-                Some(0) => false,
-                Some(sector) => !tables.is_table(sector)?,
-            };
-            if bad {
-                return Err(damaged(index, *copy));
+            match found {
+                Some(0) => {}
+                Some(sector) if tables.is_table(sector)? => {
+                    // There are at most `MAX_GDES` of them.
+                    named.push(Named {
+                        sector,
+                        index: u32::try_from(index).unwrap_or(u32::MAX),
+                        copy: *copy,
+                    });
+                }
+                _ => return Err(damaged(index, *copy)),
             }
             *entry = found.unwrap_or(0);
         }
@@ -170,7 +177,10 @@ fn check_writable(tables: &Tables) -> Result<()> {
             return Err(damaged(index, Copy::Main));
         }
     }
-    Ok(())
+    // Those of the redundant copy come first in the file.
+    let [main, mut named] = named;
+    named.extend(main);
+    Places::of(tables, named)?.refuse(damaged)
 }
 
 fn damaged(index: u64, copy: Copy) -> Error {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use block::{Result, Storage};
+use block::{Error, Result, Storage};
 
 use crate::extent::{Extent, How};
 use crate::header::{self, Header};
@@ -32,6 +32,10 @@ pub(crate) fn open(storage: Arc<dyn Storage>, how: &How) -> Result<Box<dyn Exten
         return Ok(Box::new(Tabled::new(storage, tables, header.capacity_sectors, how)?));
     }
     let header = Header::parse(&first)?;
+    if header.is_descriptor_only() {
+        let text = format!("'{}' is a descriptor, and no extent of a disk", storage.name());
+        return Err(Error::invalid(text));
+    }
     if header.compression == 1 {
         return Ok(Box::new(StreamExtent::open(storage, header, how)?));
     }

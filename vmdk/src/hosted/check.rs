@@ -6,7 +6,8 @@
 //!
 //! A repair changes one entry after the other, each from one that is wrong to one that is right, so that it can be
 //! interrupted anywhere. A table that has lost its place is written anew at the end of the file before any directory
-//! names it; nothing that is there is ever written over but the entry itself.
+//! names it, and so is one that lies where something else does ([`places`](super::places)); nothing that is there is ever
+//! written over but the entry itself.
 
 use std::collections::HashMap;
 
@@ -14,7 +15,7 @@ use block::Result;
 use block::image::{CheckReport, Repair};
 use block::num::{align_up, to_usize};
 
-use super::pages::Found;
+use super::places::Places;
 use super::tables::{Choice, Copy, Tables, ZERO_GRAIN};
 use crate::SECTOR;
 use crate::header::{Header, UNCLEAN_AT, flags};
@@ -29,6 +30,7 @@ pub(super) fn check(tables: &Tables, report: &mut CheckReport, repair: Repair) -
         report,
         repair: repair == Repair::All && !tables.storage.read_only(),
         used: Used::new(tables.header.grain),
+        places: Places::look(tables)?,
         directories: vec![],
     };
     walk.file_length()?;
@@ -77,6 +79,7 @@ struct Walk<'a> {
     report: &'a mut CheckReport,
     repair: bool,
     used: Used,
+    places: Places,
     /// Directory entries to be written once the tables that they name are on the disk: place and value.
     directories: Vec<(u64, u32)>,
 }
@@ -140,7 +143,8 @@ impl Walk<'_> {
                 self.entries(index, &[&good])
             }
             _ => {
-                let text = format!("grain table {index} lies outside the file, and there is no other copy");
+                let text =
+                    format!("grain table {index} lies where no table can be, and there is no other copy");
                 self.problem(false, &text);
                 Ok(())
             }
@@ -151,18 +155,13 @@ impl Walk<'_> {
         match self.tables.gde(copy, index)? {
             None => Ok(State::Bad),
             Some(0) => Ok(State::Missing),
-            Some(sector) if !self.tables.is_table(sector)? => Ok(State::Bad),
+            Some(sector) if !self.tables.is_table(sector)? || self.places.is_bad(copy, index) => {
+                Ok(State::Bad)
+            }
             Some(sector) => {
                 let at = u64::from(sector) * SECTOR;
-                let count = u64::from(self.header().gtes_per_gt);
-                let end = at + count * 4 - 4;
-                let is_hole = |at| Ok::<_, block::Error>(matches!(self.tables.pages.find(at)?, Found::Hole));
-                if is_hole(at)? && is_hole(end)? {
-                    return Ok(State::There(Table { at, entries: vec![0; to_usize(count)] }));
-                }
-                let mut bytes = vec![0; to_usize(count * 4)];
-                self.tables.storage.read_at(&mut bytes, at)?;
-                let entries = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+                let entries = self.tables.read_table(at)?;
+                let entries = entries.unwrap_or_else(|| vec![0; to_usize(self.header().gtes_per_gt.into())]);
                 Ok(State::There(Table { at, entries }))
             }
         }

@@ -157,7 +157,7 @@ fn end_of_used(tables: &Tables) -> Result<u64> {
     let header = &tables.header;
     let directory = |sector: u64| sector.saturating_add(header.gd_sectors());
     let mut end = directory(header.gd_offset).max(directory(header.rgd_offset));
-    end = end.max(header.descriptor_offset.saturating_add(header.descriptor_len)) * SECTOR;
+    end = end.max(header.descriptor_offset.saturating_add(header.descriptor_len)).saturating_mul(SECTOR);
     for index in 0..header.gd_entries() {
         for copy in [Copy::Main, Copy::Redundant] {
             let Some(table) = tables.table_of(copy, index)? else { continue };

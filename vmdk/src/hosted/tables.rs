@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use block::num::to_usize;
 use block::{Error, ErrorKind, Result, Storage};
 
 use super::pages::{Found, Page, Pages};
@@ -46,7 +47,7 @@ pub(super) struct Run {
 }
 
 /// Which of the two copies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Copy {
     Main,
     Redundant,
@@ -182,6 +183,18 @@ impl Tables {
         Err(truncated(&*self.storage, &what, self.file_len.load(Ordering::Relaxed)))
     }
 
+    /// The entries of the table that begins at `at`, past the page cache; `None` where the file has a hole.
+    pub(super) fn read_table(&self, at: u64) -> Result<Option<Vec<u32>>> {
+        let len = u64::from(self.header.gtes_per_gt) * 4;
+        let is_hole = |at| Ok::<_, Error>(matches!(self.pages.find(at)?, Found::Hole));
+        if is_hole(at)? && is_hole(at + len - 4)? {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; to_usize(len)];
+        self.storage.read_at(&mut bytes, at)?;
+        Ok(Some(bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect()))
+    }
+
     /// Where the entry for a grain lies in the file, in one copy of the tables.
     pub(super) fn entry_place(&self, copy: Copy, grain: u64) -> Result<Option<u64>> {
         let (index, within) = self.indices(grain);
@@ -306,17 +319,22 @@ impl Tables {
         Ok(page)
     }
 
-    /// Whether sectors belong to what the header names.
+    /// Whether sectors belong to the metadata: all that lies in front of the first grain, and what the header names.
     fn is_metadata(&self, sector: u64, len: u64) -> bool {
+        let within = |(start, room): (u64, u64)| start < sector + len && start.saturating_add(room) > sector;
+        sector < self.header.overhead || self.named_by_header().into_iter().any(within)
+    }
+
+    /// The header, and what it names: first sectors, and how many.
+    pub(super) fn named_by_header(&self) -> [(u64, u64); 4] {
         let header = &self.header;
         let directory = header.gd_sectors();
-        let ranges = [
-            (0, header.overhead.max(1)),
+        [
+            (0, 1),
             (header.descriptor_offset, header.descriptor_len),
             (header.gd_offset, directory),
             (header.rgd_offset, if header.has(flags::REDUNDANT) { directory } else { 0 }),
-        ];
-        ranges.iter().any(|(start, room)| *start < sector + len && start.saturating_add(*room) > sector)
+        ]
     }
 
     /// What the entry for a grain at `at` of a page means.

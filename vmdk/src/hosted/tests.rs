@@ -294,6 +294,37 @@ fn damaged_tables_are_read_by_their_copies_and_made_equal_by_a_repair() {
     }
 }
 
+/// Found by fuzzing: a repair made the "table" equal to its copy, which wrote over the grain that it lies in.
+#[test]
+fn a_table_in_the_place_of_something_else_is_no_table() {
+    let (good, model) = filled();
+    let header = Header::parse(&good).unwrap();
+    let grain = u32::try_from(header.overhead).unwrap();
+    for (directory, sector) in [
+        (header.rgd_offset, grain),
+        (header.rgd_offset, grain + 3),
+        (header.rgd_offset, 1),
+        (header.rgd_offset, word(&good, header.rgd_offset * SECTOR + 4)),
+        (header.rgd_offset, u32::try_from(header.gd_offset).unwrap()),
+    ] {
+        let mut bytes = good.clone();
+        put(&mut bytes, directory * SECTOR, sector);
+        let storage = memory(bytes);
+        let error = open(Arc::clone(&storage), true, false).unwrap_err();
+        assert!(error.hints()[0].contains("check -r"), "{error:?}");
+        assert!(check(&storage, Repair::None).corruptions > 0, "sector {sector}");
+        let report = check(&storage, Repair::All);
+        assert_eq!(report.corruptions, 0, "sector {sector}: {report:?}");
+        assert_clean(&storage);
+        assert_eq!(read_all(Arc::clone(&storage)).unwrap(), model.bytes());
+        let disk = open(Arc::clone(&storage), true, false).unwrap();
+        disk.write_at(&[7; 9000], 200_000).unwrap();
+        disk.close().unwrap();
+        drop(disk);
+        assert_clean(&storage);
+    }
+}
+
 /// Where the first grain table lies in the file, and its copy.
 fn first_tables(bytes: &[u8]) -> [u64; 2] {
     let header = Header::parse(bytes).unwrap();
@@ -621,7 +652,8 @@ fn a_disk_of_60_tib_opens_at_once_and_its_hole_is_one_step() {
     let first = disk.layer_extent(0, 60 << 40).unwrap();
     assert_eq!((first.stored, first.len), (Stored::Absent, 30 << 40));
     disk.close().unwrap();
-    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+    // Reading the tables would take a hundred times as long; a busy machine without optimisation needs seconds.
+    assert!(start.elapsed().as_secs() < 120, "{:?}", start.elapsed());
 }
 
 proptest! {
