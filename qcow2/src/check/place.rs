@@ -35,6 +35,9 @@ impl Ghosts {
 impl Check<'_> {
     /// Remembers a reference that leads nowhere.
     pub(super) fn note_ghost(&mut self, offset: u64, len: u64, count: u64) {
+        if len == 0 {
+            return; // It leads to no cluster.
+        }
         let end = self.geometry.clusters_for(self.file_len);
         let clusters = self.geometry.cluster_of(offset)
             ..=self.geometry.cluster_of(offset.saturating_add(len).saturating_sub(1));
