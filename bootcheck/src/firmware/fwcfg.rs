@@ -96,9 +96,9 @@ impl FwCfg {
     fn take(&self, state: &mut State, buf: &mut [u8]) {
         let item = self.items.get(&state.selected).map_or(&[][..], Vec::as_slice);
         let rest = item.get(state.offset..).unwrap_or(&[]);
-        for (i, slot) in buf.iter_mut().enumerate() {
-            *slot = rest.get(i).copied().unwrap_or(0);
-        }
+        let (there, past) = buf.split_at_mut(rest.len().min(buf.len()));
+        there.copy_from_slice(&rest[..there.len()]);
+        past.fill(0);
         state.offset = state.offset.saturating_add(buf.len());
     }
 
