@@ -14,6 +14,7 @@
 //! the first reason counts.
 
 mod devices;
+pub(crate) mod fuzz;
 
 use std::fmt;
 use std::sync::Arc;

@@ -15,6 +15,50 @@ fn replay(name: &str, body: impl Fn(&[u8])) {
     assert!(count > 0, "no corpus for {name}");
 }
 
+/// The names of the files of a folder, without their endings.
+fn names(folder: &Path) -> std::collections::BTreeSet<String> {
+    let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let path = entries.map(|entry| entry.unwrap().path());
+    path.map(|path| path.file_stem().unwrap().to_string_lossy().into_owned()).collect()
+}
+
+/// `make fuzz` begins every target with its folder.
+#[test]
+fn every_target_has_a_corpus() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let targets = names(&here.join("../fuzz/fuzz_targets"));
+    assert_eq!(targets, names(&here.join("corpus")));
+    let manifest = std::fs::read_to_string(here.join("../fuzz/Cargo.toml")).unwrap();
+    for target in &targets {
+        assert!(manifest.contains(&format!("name = \"{target}\"")), "{target} is not built");
+        replay(target, |_| ());
+    }
+}
+
+/// What a guest does to its machine, prints, or is started from; and each of it with changes.
+#[test]
+fn machines() {
+    type Body = fn(&[u8]);
+    let bodies: [(&str, Body); 7] = [
+        ("boot_virtio_queue", bootcheck::fuzz::fuzz_virtio_queue),
+        ("boot_virtio_registers", bootcheck::fuzz::fuzz_virtio_registers),
+        ("boot_pci", bootcheck::fuzz::fuzz_pci),
+        ("boot_platform", bootcheck::fuzz::fuzz_platform),
+        ("boot_console", bootcheck::fuzz::fuzz_console),
+        ("boot_kernel", bootcheck::fuzz::fuzz_kernel),
+        ("appliance_wire", fuzz::appliance_wire),
+    ];
+    for (name, body) in bodies {
+        replay(name, |seed| {
+            body(seed);
+            let mut random = block::testing::Random::new(seed.len() as u64);
+            for _ in 0..inputs(20) {
+                body(&changed(seed, &mut random));
+            }
+        });
+    }
+}
+
 #[test]
 fn qcow2_open_read() {
     replay("qcow2_open_read", fuzz::qcow2_open_read);
@@ -209,7 +253,9 @@ fn vmdk_edited() {
 #[test]
 fn guest_disks() {
     type Body = fn(&[u8]);
-    let bodies: [(&str, Body); 10] = [
+    let bodies: [(&str, Body); 12] = [
+        ("guest_convert", fuzz::guest_convert),
+        ("guest_nvram", fuzz::guest_nvram),
         ("guest_partition", fuzz::partition_table),
         ("guest_lvm", fuzz::guest_disk),
         ("guest_ext", fuzz::file_system),
@@ -357,6 +403,7 @@ fn descriptions_of_machines() {
 /// Registry hives, and each of them with changes that keep its checksum sound or not.
 #[test]
 fn hive() {
+    replay("hive", fuzz::registry_hive);
     for seed in fuzz::hive_seeds() {
         fuzz::registry_hive(&seed);
         let mut random = block::testing::Random::new(seed.len() as u64);

@@ -190,6 +190,16 @@ fn visit(fs: &FileSystem, path: &Path) {
     let _ = file.read_at(&mut buf[..len], file.size().saturating_sub(50));
 }
 
+/// A variable store of a UEFI machine.
+pub fn guest_nvram(bytes: &[u8]) {
+    let _ = boot::nvram::volume_len(bytes);
+    let Ok(entries) = boot::nvram::boot_entries(bytes) else { return };
+    assert!(entries.len() <= bytes.len(), "more entries than bytes");
+    for entry in entries {
+        assert!(entry.to_string().len() <= 64 + 4 * bytes.len());
+    }
+}
+
 /// A script of GRUB.
 pub fn grub_cfg(bytes: &[u8]) {
     let _ = boot::grub_titles(&String::from_utf8_lossy(bytes));

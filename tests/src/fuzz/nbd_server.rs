@@ -33,7 +33,8 @@ struct Judge;
 impl Log for Judge {
     fn event(&self, event: &Event<'_>) {
         if let Event::Ended { reason: Some(reason), .. } = event {
-            assert!(!reason.contains("mistake of this program"), "the server panicked");
+            // All of it: clients may choose names like that, and fuzzers do.
+            assert_ne!(*reason, "a mistake of this program", "the server panicked");
         }
     }
 }
@@ -79,6 +80,8 @@ fn converse(bytes: &[u8]) {
             Ok(0) => break,
             Ok(count) => received += count as u64,
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => break,
+            // The fuzzer's own clock.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => panic!("the server hangs: {error}"),
         }
         assert!(received <= limit, "more than {limit} bytes for so few");
