@@ -30,6 +30,7 @@ pub(crate) fn convert(draft: &mut Draft<'_>, system: &System, lines: &Cmdlines<'
             environment(draft, &place, &guest_path, lines);
         }
     }
+    unified(draft, system, lines);
     let next = Why::new("device-name", "the next configuration of the boot loader will be right too", UNDO);
     for path in [
         "/etc/default/grub",
@@ -70,6 +71,20 @@ pub(crate) fn convert(draft: &mut Draft<'_>, system: &System, lines: &Cmdlines<'
         && !system.loaders.iter().any(|config| config.loader == Loader::GrubLegacy)
     {
         draft.ask("LILO keeps the root device in its map file, which only lilo itself writes: run lilo in the guest, or keep the disk's name with --bus sata.");
+    }
+}
+
+/// Command lines in unified kernel images, which are part of what is signed: names in them are told.
+fn unified(draft: &mut Draft<'_>, system: &System, lines: &Cmdlines<'_>) {
+    for entry in system.entries.iter().filter(|entry| entry.loader == Loader::UnifiedKernel) {
+        let new = lines.devices(&entry.cmdline, Reader::Tags, &mut vec![]);
+        let words = entry.cmdline.split_whitespace().zip(new.split_whitespace());
+        for (old, new) in words.filter(|(old, new)| old != new) {
+            draft.ask(format!(
+                "The unified image {} has {old} on its command line, which does not exist on KVM, and nothing can be changed in it from outside: make it anew in the guest with {new}.",
+                entry.kernel.path.display()
+            ));
+        }
     }
 }
 
@@ -387,6 +402,41 @@ LABEL own
         let text = "EXTLINUX_ROOT=\"root=/dev/sda1\"\nEXTLINUX_PARAMETERS=\"ro quiet\"\nU_BOOT_ROOT=\"root=/dev/sda1\"\n";
         let expected = text.replace("/dev/sda1", &format!("UUID={ROOT}"));
         assert_eq!(defaults(text, &lines, &mut vec![]), expected);
+    }
+
+    #[test]
+    fn names_in_a_unified_image_are_told() {
+        use super::super::tree::memory::Memory;
+        let file = guestdisk::boot::BootFile {
+            volume: 0,
+            location: guestdisk::Location::Whole { disk: 0 },
+            path: "/EFI/Linux/x.efi".into(),
+            section: None,
+        };
+        let entry = guestdisk::boot::Entry {
+            title: "x".to_owned(),
+            id: "x".to_owned(),
+            kernel: file.clone(),
+            initrds: vec![],
+            cmdline: "root=/dev/sda1 ro quiet".to_owned(),
+            source: file,
+            loader: Loader::UnifiedKernel,
+            default: true,
+        };
+        let names = names(["sda", "sdb"], TargetBus::VirtioBlk);
+        let lines = Cmdlines { names: &names, from_xen: false, add_serial: false };
+        let tree = Memory::default();
+        let told = |cmdline: &str| {
+            let entries = vec![guestdisk::boot::Entry { cmdline: cmdline.to_owned(), ..entry.clone() }];
+            let mut draft = Draft::new(&tree);
+            convert(&mut draft, &System { entries, ..super::super::tests::system() }, &lines);
+            draft.finish().unwrap().to_do
+        };
+        let [sentence] = &told(&entry.cmdline)[..] else { panic!("{:?}", told(&entry.cmdline)) };
+        assert!(
+            sentence.contains("x.efi has root=/dev/sda1") && sentence.contains(&format!("root=UUID={ROOT}"))
+        );
+        assert!(told(&format!("root=UUID={ROOT} ro")).is_empty());
     }
 
     #[test]
