@@ -16,7 +16,7 @@ FUZZ_TARGETS ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
 # address, or none: twice as fast, for what has no unsafe code below it.
 FUZZ_SANITIZER ?= address
 
-.PHONY: all build demo test boot-matrix bench bench-nbd lint fmt fuzz install uninstall clean help
+.PHONY: all build demo test boot-matrix v2v-matrix bench bench-nbd lint fmt fuzz install uninstall clean help
 
 all: build
 
@@ -39,6 +39,11 @@ test: ## every test there is, the differential ones against qemu-img included
 boot-matrix: ## every guest with every boot loader, good and broken, by both engines (a quarter of an hour)
 	@bash scripts/deps.sh test
 	@VIMG_BOOT_MATRIX=1 bash scripts/test.sh boot
+
+v2v-matrix: ## guests of many shapes converted, checked and booted (GUESTS="name ..." for some of them; hours, 8 GB)
+	@bash scripts/deps.sh test
+	$(BUILD)
+	@python3 scripts/v2v_matrix.py $(VIMG) $(TARGET)/v2v-matrix $(GUESTS)
 
 bench: ## vimg and qemu-img side by side (ROWS="name ..." for some of it)
 	@bash scripts/deps.sh bench
