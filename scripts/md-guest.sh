@@ -50,6 +50,8 @@ cp "$work"/mdadm_*.deb "$root/tmp/mdadm.deb"
 rm -f "$root/etc/initramfs-tools/conf.d/resume"
 DEBIAN_FRONTEND=noninteractive chroot "$root" dpkg --force-depends -i /tmp/mdadm.deb >"$work/log" 2>&1 || { cat "$work/log" >&2; lacks "mdadm cannot be installed in the guest"; }
 rm "$root/tmp/mdadm.deb"
+# It waits long enough to start an array without one of its members.
+sed -i 's/slumber=3\b/slumber=30/g' "$root/usr/share/initramfs-tools/scripts/local"
 echo server >"$root/etc/hostname"
 printf '/dev/md1 / ext4 errors=remount-ro 0 1\n/dev/md0 /boot ext4 defaults 0 2\n' >"$root/etc/fstab"
 printf 'HOMEHOST <system>\nMAILADDR root\nARRAY /dev/md/0 metadata=1.0 UUID=%s name=server:0\nARRAY /dev/md/1 metadata=1.2 UUID=%s name=server:1\n' \

@@ -31,7 +31,9 @@ pub use self::appliance::appliance_wire;
 pub use self::convert::guest_convert;
 pub use self::edit::file_system_edit;
 pub use self::foreign::{archive_open, foreign_open_read};
-pub use self::guest::{file_system, grub_cfg, guest_disk, guest_nvram, pack_disk, partition_table};
+pub use self::guest::{
+    file_system, grub_cfg, guest_disk, guest_nvram, pack_disk, partition_table, software_raid,
+};
 pub use self::inspect::{guest_inspect, guest_text, initramfs};
 pub use self::nbd::{nbd_client, nbd_handshake};
 pub use self::nbd_server::{Seeds, nbd_seeds, nbd_server_handshake, nbd_server_transmission};

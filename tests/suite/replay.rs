@@ -253,11 +253,12 @@ fn vmdk_edited() {
 #[test]
 fn guest_disks() {
     type Body = fn(&[u8]);
-    let bodies: [(&str, Body); 12] = [
+    let bodies: [(&str, Body); 13] = [
         ("guest_convert", fuzz::guest_convert),
         ("guest_nvram", fuzz::guest_nvram),
         ("guest_partition", fuzz::partition_table),
         ("guest_lvm", fuzz::guest_disk),
+        ("guest_md", fuzz::software_raid),
         ("guest_ext", fuzz::file_system),
         ("guest_fat", fuzz::file_system),
         ("guest_xfs", fuzz::file_system),

@@ -78,7 +78,7 @@ impl Files {
                 }
                 Some(_) => {}
             }
-            let is_esp = volume.partition.as_ref().is_some_and(crate::partition::Partition::is_efi_system);
+            let is_esp = is_esp(disks, volume);
             files.volumes.push(VolumeFacts {
                 location: volume.location.clone(),
                 uuid: volume.uuid().to_owned(),
@@ -199,6 +199,18 @@ impl Files {
         bytes.truncate(read);
         Ok(bytes)
     }
+}
+
+/// An EFI system partition, or an array of such.
+fn is_esp(disks: &Disks, volume: &crate::Volume) -> bool {
+    let is_typed = |volume: &crate::Volume| {
+        volume.partition.as_ref().is_some_and(crate::partition::Partition::is_efi_system)
+    };
+    let members = disks.array_of(&volume.location).map_or(&[][..], |array| &array.members);
+    let of_member = |member: &crate::md::Member| {
+        disks.volumes().iter().any(|other| other.location == member.location && is_typed(other))
+    };
+    is_typed(volume) || members.iter().any(of_member)
 }
 
 impl ArrayFacts {

@@ -43,6 +43,38 @@ impl Packed {
     }
 }
 
+impl Packed {
+    /// Makes the checksums of all superblocks of software RAID right.
+    fn seal(&mut self) {
+        let word =
+            |sector: &[u8; SECTOR], at: usize| u32::from_le_bytes(sector[at..at + 4].try_into().unwrap());
+        let starts: Vec<u64> = self
+            .sectors
+            .iter()
+            .filter(|(_, sector)| word(sector, 0) == 0xa92b_4efc)
+            .map(|(at, _)| *at)
+            .collect();
+        for start in starts {
+            let is_new = word(&self.sectors[&start], 4) == 1;
+            let raw: Vec<u8> = (0..8)
+                .flat_map(|at| self.sectors.get(&(start + at)).copied().unwrap_or([0; SECTOR]))
+                .collect();
+            let entries = u32::from_le_bytes(raw[220..224].try_into().unwrap()).min(1920);
+            let (len, sum_at) = if is_new { (256 + 2 * entries as usize, 216) } else { (4096, 152) };
+            let mut sum = 0;
+            for (at, word) in (0..).step_by(4).zip(raw[..len].chunks(4)).filter(|(at, _)| *at != sum_at) {
+                let mut bytes = [0; 4];
+                bytes[..word.len()].copy_from_slice(word);
+                let _: usize = at;
+                sum += u64::from(u32::from_le_bytes(bytes));
+            }
+            let folded = u32::try_from(((sum & 0xffff_ffff) + (sum >> 32)) & 0xffff_ffff).unwrap();
+            let sector = self.sectors.get_mut(&start).unwrap();
+            sector[sum_at..sum_at + 4].copy_from_slice(&folded.to_le_bytes());
+        }
+    }
+}
+
 impl BlockDevice for Packed {
     fn size(&self) -> u64 {
         self.size
@@ -146,6 +178,37 @@ pub fn guest_disk(bytes: &[u8]) {
         let _ = boot.read(&entry.kernel, MOST_BYTES as u64);
     }
     let _ = boot.default_entry();
+}
+
+/// Members of software RAID on one disk, whose superblocks have right checksums whatever is in them: the arrays are read and written.
+pub fn software_raid(bytes: &[u8]) {
+    let mut disk = Packed::parse(bytes);
+    disk.seal();
+    let over = block::overlay::Overlay::new(Arc::new(disk), Arc::new(block::mem::MemStorage::new()), 4096);
+    let Ok(disks) = over.and_then(|over| Disks::open(Arc::new(over))) else { return };
+    for volume in disks.volumes() {
+        let size = volume.device.size();
+        let len = size.min(70_000);
+        let mut buf = vec![0x5a; block::num::to_usize(len)];
+        for at in [0, size / 2 - len / 2, size - len] {
+            let _ = volume.device.read_at(&mut buf, at);
+            if len > 0 {
+                let _ = volume.device.layer_extent(at, size);
+            }
+            let _ = volume.device.write_at(&buf, at);
+            let _ = volume.device.write_zeroes_at(at, len, ZeroMode::UNMAP);
+            disks.on_disks(volume, at..at + len);
+        }
+    }
+    for array in disks.arrays() {
+        assert!(
+            disks.find(&format!("/dev/{}", array.name)).is_ok() || array.size == 0 || array.device().is_ok()
+        );
+    }
+    if let Ok(found) = v2v::inspect::inspect(&disks) {
+        let _ = v2v::inspect::document(&disks, &found);
+        let _ = v2v::inspect::to_text(&disks, &found);
+    }
 }
 
 /// A file system of any kind.

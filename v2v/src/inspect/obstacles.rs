@@ -327,3 +327,55 @@ fn selinux(view: &GuestView, system: &mut System) {
     let on = matches!(mode.trim().to_ascii_lowercase().as_str(), "enforcing" | "permissive");
     system.selinux = on && !system.entries.iter().any(off);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use block::mem::MemStorage;
+    use block::raw::{Raw, RawOptions};
+
+    use super::*;
+
+    /// A RAID 1 of three members that mdadm has made (guestdisk/testdata/md), without those whose partitions begin there.
+    fn disks(without: &[usize]) -> Disks {
+        let packed = include_bytes!("../../../guestdisk/testdata/md/raid1-1.2.zst");
+        let mut bytes = zstd::decode_all(&packed[..]).unwrap();
+        without.iter().for_each(|at| bytes[*at..*at + (1 << 20)].fill(0));
+        let raw = Raw::open(Arc::new(MemStorage::from_bytes(bytes)), RawOptions::default()).unwrap();
+        Disks::open(Arc::new(raw)).unwrap()
+    }
+
+    #[test]
+    fn arrays_without_members() {
+        assert_eq!(of_volumes(&disks(&[])), []);
+        let found = of_volumes(&disks(&[1 << 20]));
+        let [obstacle] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((obstacle.code, obstacle.fatal), ("md-degraded", false));
+        assert_eq!(obstacle.message, "the array /dev/md/raid1-1.2 (raid1) lacks 1 of its 3 members");
+    }
+
+    #[test]
+    fn an_initramfs_without_what_an_array_needs() {
+        let (disks, location) =
+            (disks(&[]), |name: &str| guestdisk::Location::Array { name: name.into(), partition: None });
+        let drivers = |place| vec![super::super::Driver { name: "raid1".into(), place }];
+        let found = |name: &str, place, has_mdadm| {
+            let initramfs = super::super::Initramfs { has_mdadm, ..Default::default() };
+            let kernel = Kernel {
+                default: true,
+                drivers: drivers(place),
+                initramfs: Some(initramfs),
+                ..Kernel::default()
+            };
+            let system = System { location: location(name), kernels: vec![kernel], ..System::default() };
+            root_on_array(&disks, &system).map(|obstacle| obstacle.code)
+        };
+        let name = "md/raid1-1.2";
+        assert_eq!(found(name, DriverPlace::Initramfs, true), None);
+        assert_eq!(found(name, DriverPlace::BuiltIn, true), None);
+        assert_eq!(found(name, DriverPlace::Modules, true), Some("md-not-in-initramfs"));
+        assert_eq!(found(name, DriverPlace::Initramfs, false), Some("md-not-in-initramfs"));
+        assert_eq!(found("md/other", DriverPlace::Modules, false), None);
+    }
+}

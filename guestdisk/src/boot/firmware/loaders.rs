@@ -2,8 +2,9 @@
 
 use super::{EfiPartition, FALLBACK};
 use crate::detect::Kind;
-use crate::disks::{Disks, Volume};
+use crate::disks::{Disks, Location, Volume};
 use crate::fs::{FileKind, FileSystem};
+use crate::md::Member;
 
 /// The most loaders that are told, and the most folders that are looked into.
 const MOST_LOADERS: usize = 16;
@@ -12,24 +13,31 @@ const MOST_FOLDERS: usize = 64;
 /// The partitions of the first disk that are for UEFI, or hold something for it.
 pub(super) fn partitions(disks: &Disks) -> Vec<EfiPartition> {
     let first = |volume: &Volume| volume.location.disk() == Some(0);
-    let volumes = disks.volumes().iter().enumerate().filter(|(_, volume)| first(volume));
-    volumes.filter_map(|(index, volume)| partition(index, volume)).collect()
+    let volumes = disks.volumes().iter().filter(|volume| first(volume));
+    volumes.filter_map(|volume| partition(disks, volume)).collect()
 }
 
-fn partition(index: usize, volume: &Volume) -> Option<EfiPartition> {
+/// What a firmware sees on a partition: it knows nothing of arrays, and reads a member of RAID 1 whose superblock is at its end as
+/// if it were the array.
+fn seen<'a>(disks: &'a Disks, volume: &'a Volume) -> &'a Volume {
+    let is_it = |member: &Member| member.location == volume.location && member.data_offset == 0;
+    let array = disks.arrays().iter().find(|array| array.level == "raid1" && array.members.iter().any(is_it));
+    let location = array.map(|array| Location::Array { name: array.name.clone(), partition: None });
+    let whole = location.and_then(|location| disks.volumes().iter().find(|other| other.location == location));
+    whole.unwrap_or(volume)
+}
+
+fn partition(disks: &Disks, volume: &Volume) -> Option<EfiPartition> {
     let typed = volume.partition.as_ref().is_some_and(crate::partition::Partition::is_efi_system);
+    let location = volume.location.clone();
+    let volume = seen(disks, volume);
+    let index = disks.volumes().iter().position(|other| std::ptr::eq(other, volume))?;
     let is_fat = volume.content.as_ref().is_some_and(|content| content.kind == Kind::Vfat);
     if !typed && !is_fat {
         return None;
     }
-    let mut found = EfiPartition {
-        location: volume.location.clone(),
-        volume: index,
-        typed,
-        unreadable: None,
-        loaders: vec![],
-        fallback: None,
-    };
+    let mut found =
+        EfiPartition { location, volume: index, typed, unreadable: None, loaders: vec![], fallback: None };
     // What is no FAT file system is nothing that a firmware can read, either.
     match volume.file_system() {
         Ok(system) if is_fat => look(&system, &mut found),

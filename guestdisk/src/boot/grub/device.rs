@@ -86,3 +86,38 @@ pub(super) fn search(files: &Files, wanted: Wanted, value: &str, hints: &[String
     let hinted = hints.iter().filter_map(|hint| volume(files, hint.trim_end_matches(',')));
     hinted.chain(0..files.volumes.len()).find(|index| has(*index))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::files::ArrayFacts;
+    use super::*;
+
+    #[test]
+    fn names_of_arrays() {
+        let facts = |partition| VolumeFacts {
+            location: Location::Array { name: "md/root".into(), partition },
+            uuid: String::new(),
+            label: String::new(),
+            partuuid: String::new(),
+            lvm_ids: None,
+            array: Some(ArrayFacts {
+                uuid: "0f5e7b0a6a554f6c8f0e3f1c4d6b9b00".into(),
+                names: ["127", "host:root", "root"].map(str::to_owned),
+            }),
+            is_esp: false,
+            readable: true,
+        };
+        let (whole, part) = (facts(None), facts(Some(2)));
+        for name in ["mduuid/0F5E7b0a6a554f6c8f0e3f1c4d6b9b00", "md/root", "md/host:root", "md127", "md/127"]
+        {
+            assert!(is_array(&whole, name) && !is_array(&part, name), "{name}");
+            let of_part = format!("{name},gpt2");
+            assert!(!is_array(&whole, &of_part) && is_array(&part, &of_part), "{name}");
+        }
+        for name in ["mduuid/", "md/", "md", "md0", "mduuid/0f5e", "md/roo"] {
+            assert!(!is_array(&whole, name), "{name}");
+        }
+        assert_eq!(name(&part), "mduuid/0f5e7b0a6a554f6c8f0e3f1c4d6b9b00,2");
+        assert!(is_array(&part, &name(&part)));
+    }
+}

@@ -312,6 +312,7 @@ impl Context<'_> {
         if let Some(windows) = main_system(&report.inspection).and_then(|system| system.windows.as_ref()) {
             report.guest.local_time = windows.local_time;
         }
+        warn_of_arrays(report);
         Ok(disks)
     }
 
@@ -610,6 +611,22 @@ fn refuse_twice(opened: &[Opened]) -> Outcome<()> {
 }
 
 /// What the source calls its disks.
+/// Arrays of software RAID that lack members, or of which something cannot be read or changed, make nobody stop; but they
+/// are told.
+fn warn_of_arrays(report: &mut Report) {
+    let obstacles = report.inspection.systems.iter().flat_map(|system| &system.obstacles);
+    for obstacle in obstacles.filter(|obstacle| obstacle.code.starts_with("md-")) {
+        let mut message = obstacle.message.clone();
+        if let Some(first) = message.get_mut(..1) {
+            first.make_ascii_uppercase();
+        }
+        let warning = format!("{message} ({}).", obstacle.hint);
+        if !report.warnings.contains(&warning) {
+            report.warnings.push(warning);
+        }
+    }
+}
+
 fn names(guest: &Guest) -> DiskNames {
     DiskNames {
         names: guest.disks.iter().map(|disk| disk.guest_name.clone()).collect(),
