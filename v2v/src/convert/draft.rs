@@ -56,6 +56,8 @@ struct Pending {
 enum Old {
     Bytes(Vec<u8>),
     Digest(String),
+    /// The digest in the making, which what is added at the end goes into.
+    Appended(Box<Sha256>),
     Link(PathBuf),
 }
 
@@ -255,7 +257,9 @@ impl<'a> Draft<'a> {
             }
             Some((FileKind::Directory, _)) => Some(Old::Digest(String::new())),
             Some(_) => match self.tree.read(&place, MOST_FILE) {
-                Ok(Some(bytes)) if matches!(state, State::Appended(_)) => Some(Old::Digest(digest(&bytes))),
+                Ok(Some(bytes)) if matches!(state, State::Appended(_)) => {
+                    Some(Old::Appended(Box::new(Sha256::new_with_prefix(&bytes))))
+                }
                 Ok(bytes) => bytes.map(Old::Bytes),
                 Err(_) => Some(Old::Digest(String::new())),
             },
@@ -292,19 +296,22 @@ fn change(tree: &dyn Tree, pending: Pending) -> Result<Option<Change>> {
         None => String::new(),
         Some(Old::Bytes(bytes)) => digest(bytes),
         Some(Old::Digest(digest)) => digest.clone(),
+        Some(Old::Appended(whole)) => hexadecimal(&whole.clone().finalize()),
         Some(Old::Link(target)) => digest(target.as_os_str().as_encoded_bytes()),
     };
     let old_text = match &old {
         Some(Old::Bytes(bytes)) => readable(bytes),
         Some(Old::Link(target)) => Some(format!("-> {}", target.display())),
-        Some(Old::Digest(_)) => None,
+        Some(Old::Digest(_) | Old::Appended(_)) => None,
         None => Some(String::new()),
     };
     let (new_digest, new_text) = match &state {
         State::Bytes(bytes) => (digest(bytes), readable(bytes)),
         State::Appended(more) => {
-            let mut whole = Sha256::new();
-            whole.update(tree.read(&place, MOST_FILE)?.unwrap_or_default());
+            let mut whole = match &old {
+                Some(Old::Appended(whole)) => Sha256::clone(whole),
+                _ => Sha256::new_with_prefix(tree.read(&place, MOST_FILE)?.unwrap_or_default()),
+            };
             whole.update(more);
             (hexadecimal(&whole.finalize()), None)
         }
@@ -319,7 +326,9 @@ fn change(tree: &dyn Tree, pending: Pending) -> Result<Option<Change>> {
         return Ok(None);
     }
     let action = match (state, &old) {
-        (State::Bytes(bytes), Some(Old::Bytes(_) | Old::Digest(_))) => Action::Replace { bytes },
+        (State::Bytes(bytes), Some(Old::Bytes(_) | Old::Digest(_) | Old::Appended(_))) => {
+            Action::Replace { bytes }
+        }
         (State::Bytes(bytes), _) => Action::Create { bytes, mode },
         (State::Appended(bytes), _) => Action::Append { bytes },
         (State::Directory, _) => Action::CreateDirectory { mode },

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 use block::Result;
 
 use super::cmdline::Cmdlines;
-use super::draft::{Draft, MOST_FILE, Why};
+use super::draft::{Draft, Why};
 use super::loaders::guest_path;
 use super::lvm;
 use super::modules::{self, INDEXES, Modules, name_of, suffix_of};
@@ -18,7 +18,6 @@ use super::segment::{self, Packing};
 use super::tables;
 use super::tree::Place;
 use super::units;
-use crate::initramfs::{self, Limits};
 use crate::inspect::{DriverPlace, Initramfs, Kernel, System};
 use crate::plan::TargetBus;
 use cpio::Archive;
@@ -175,7 +174,7 @@ impl Work<'_, '_> {
             self.modules(&wanted, &mut contents)?;
         }
         self.names_within(&mut contents);
-        if contents.files.is_empty() || self.is_damaged()? {
+        if contents.files.is_empty() || self.is_damaged() {
             return Ok(());
         }
         let drivers = std::mem::take(&mut contents.drivers);
@@ -200,18 +199,17 @@ impl Work<'_, '_> {
     }
 
     /// Whether the archive ends before its end, or goes on as something else: Linux would not come to what is behind it.
-    fn is_damaged(&mut self) -> Result<bool> {
-        let Some(bytes) = self.draft.tree().read(&self.place, MOST_FILE)? else { return Ok(false) };
-        let problem = initramfs::read(&bytes[..], &Limits::default(), &|_| false).problem;
+    fn is_damaged(&mut self) -> bool {
+        let problem = &self.found.problem;
         if problem.is_empty() {
-            return Ok(false);
+            return false;
         }
         self.draft.ask(format!(
             "The initramfs {} of kernel {} is damaged ({problem}), so that nothing can be added to it: that kernel does not start. Make it anew in the guest.",
             self.place.path.display(),
             self.kernel.release
         ));
-        Ok(true)
+        true
     }
 
     /// Whether the kernel's configuration in /boot has this line.
@@ -296,7 +294,7 @@ impl Work<'_, '_> {
         let base = base.unwrap_or_else(|| {
             format!("{}lib/modules/{}", if self.found.merged_usr { "usr/" } else { "" }, self.kernel.release)
         });
-        let present = self.places(&base)?;
+        let present = self.places(&base);
         // Which compressions modules have in there is which ones can be read there.
         let readable: HashSet<&str> = present.values().map(|path| suffix_of(path)).collect();
         let path = |name: &str, module: &modules::Module| {
@@ -341,16 +339,14 @@ impl Work<'_, '_> {
     }
 
     /// Where the modules of the initramfs are, by their names, below its folder.
-    fn places(&mut self, base: &str) -> Result<BTreeMap<String, String>> {
-        let Some(bytes) = self.draft.tree().read(&self.place, MOST_FILE)? else { return Ok(BTreeMap::new()) };
-        let archive = initramfs::read(&bytes[..], &Limits::default(), &|_| false);
+    fn places(&self, base: &str) -> BTreeMap<String, String> {
         let through_link = base.strip_prefix("usr/").unwrap_or(base);
         let below = |path: &str| {
             let rest = path.strip_prefix(base).or_else(|| path.strip_prefix(through_link))?;
             rest.strip_prefix('/').map(str::to_owned)
         };
-        let files = archive.members.iter().filter(|member| member.is_file());
-        Ok(files.filter_map(|member| Some((name_of(&member.path)?, below(&member.path)?))).collect())
+        let paths = self.found.module_paths.iter();
+        paths.filter_map(|path| Some((name_of(path)?, below(path)?))).collect()
     }
 
     /// The initramfs of Red Hat's old mkinitrd has no udev: its init, a script for nash, loads what it names. The modules are

@@ -65,6 +65,21 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Takes over what an archive has that was read before: its members, and its length when it is unpacked. `false`: that
+    /// is more than the limits allow.
+    pub(super) fn take_over(&mut self, members: &[Member], unpacked: u64) -> bool {
+        let kept: u64 = members.iter().filter(|member| member.bytes.is_some()).map(|member| member.len).sum();
+        let (bytes, kept) = (self.bytes.saturating_add(unpacked), self.kept.saturating_add(kept));
+        let fits = bytes <= self.limits.unpacked_bytes
+            && kept <= self.limits.all_file_bytes
+            && self.members.len().saturating_add(members.len()) <= self.limits.members;
+        if fits {
+            self.members.extend_from_slice(members);
+            (self.bytes, self.kept) = (bytes, kept);
+        }
+        fits
+    }
+
     /// Reads one member. `false`: it was the trailer.
     fn member(&mut self, input: &mut impl BufRead) -> Result<bool> {
         let header = self.header(input)?;

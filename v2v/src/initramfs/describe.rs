@@ -75,6 +75,12 @@ pub fn module_name(path: &str) -> Option<(String, &'static str)> {
     Some((name[..name.len() - suffix.len()].replace('-', "_"), suffix))
 }
 
+/// The paths of the modules among these files, as they come.
+pub fn module_paths(members: &[Member]) -> Vec<String> {
+    let files = members.iter().filter(|member| member.is_file());
+    files.map(|member| &member.path).filter(|path| module_name(path).is_some()).cloned().collect()
+}
+
 /// What an initramfs is made of. `len`: the length of its file.
 pub fn describe(archive: &Archive, release: &str, len: u64) -> Initramfs {
     let merged_usr = archive
@@ -95,6 +101,9 @@ pub fn describe(archive: &Archive, release: &str, len: u64) -> Initramfs {
         merged_usr,
         has_mdadm: archive.members.iter().any(|member| member.path.ends_with("bin/mdadm")),
         files: files(archive),
+        module_paths: module_paths(&archive.members),
+        problem: archive.problem.clone(),
+        seen: archive.seen.clone(),
     }
 }
 

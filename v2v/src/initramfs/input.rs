@@ -14,11 +14,13 @@ pub(super) struct Input<R> {
     end: usize,
     /// Bytes taken so far.
     taken: u64,
+    /// Of what is taken, if anybody wants to know.
+    digest: Option<blake3::Hasher>,
 }
 
 impl<R: Read> Input<R> {
     pub(super) fn new(source: R) -> Self {
-        Self { source, buffer: vec![0; BUFFER], start: 0, end: 0, taken: 0 }
+        Self { source, buffer: vec![0; BUFFER], start: 0, end: 0, taken: 0, digest: None }
     }
 
     /// Bytes that have been taken so far.
@@ -26,12 +28,25 @@ impl<R: Read> Input<R> {
         self.taken
     }
 
-    /// The next `len` bytes without taking them; fewer at the end. `len` is small.
+    /// From here on, what is taken goes into a digest.
+    pub(super) fn start_digest(&mut self) {
+        self.digest = Some(blake3::Hasher::new());
+    }
+
+    /// The digest of what has been taken since; `None` if it is not known.
+    pub(super) fn end_digest(&mut self) -> Option<[u8; 32]> {
+        self.digest.take().map(|digest| digest.finalize().into())
+    }
+
+    /// The next `len` bytes without taking them; fewer at the end. As many are kept in memory.
     pub(super) fn peek(&mut self, len: usize) -> Result<&[u8]> {
         if self.end - self.start < len {
             self.buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
+            if self.buffer.len() < len {
+                self.buffer.resize(len, 0);
+            }
             while self.end < len {
                 let read = self.source.read(&mut self.buffer[self.end..])?;
                 if read == 0 {
@@ -51,6 +66,7 @@ impl<R: Read> Input<R> {
         buffer.resize(buffer.len().max(BUFFER), 0);
         self.buffer = buffer;
         self.taken = self.taken.saturating_sub(bytes.len() as u64);
+        self.digest = None;
     }
 
     /// Takes all zeros that come next.
@@ -88,6 +104,9 @@ impl<R: Read> BufRead for Input<R> {
 
     fn consume(&mut self, len: usize) {
         let len = len.min(self.end - self.start);
+        if let Some(digest) = &mut self.digest {
+            digest.update(&self.buffer[self.start..self.start + len]);
+        }
         self.start += len;
         self.taken += len as u64;
     }

@@ -9,18 +9,25 @@
 //!
 //! This is the form in which Linux takes it (Linux documentation, `driver-api/early-userspace/buffer-format`): archives of
 //! cpio's `newc` or `crc` format, each packed or not, with zeros between them. Later files take the place of earlier ones
-//! of the same name. Everything is read as a stream: memory is what names take, and time is bounded by [`Limits`].
+//! of the same name. Everything is read as a stream: memory is what names take, and time is bounded by [`Limits`]. What was
+//! unpacked once need not be again ([`read_knowing`]).
 
 mod cpio;
 mod describe;
 mod input;
 mod lzop;
+mod seen;
 mod unpack;
 
 use std::io::{BufReader, Read};
+use std::sync::Arc;
 
-pub use describe::{describe, is_wanted, module_name};
+pub use describe::{describe, is_wanted, module_name, module_paths};
 use input::Input;
+pub use seen::Seen;
+
+/// The most memory, in bytes, for what is remembered of an initramfs.
+const MOST_REMEMBERED: usize = 4 << 20;
 
 /// How a segment is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -134,6 +141,8 @@ pub struct Archive {
     pub members: Vec<Member>,
     /// Why not everything could be read: damage, an unknown compression, a limit. Empty if everything was.
     pub problem: String,
+    /// What [`read_knowing`] can know again.
+    pub seen: Vec<Arc<Seen>>,
 }
 
 impl Archive {
@@ -147,54 +156,110 @@ impl Archive {
 ///
 /// Damage is no error: what was read until there is given, and [`Archive::problem`] says what is wrong.
 pub fn read(source: impl Read, limits: &Limits, wanted: &dyn Fn(&str) -> bool) -> Archive {
-    let mut input = Input::new(source);
-    let mut reader = cpio::Reader::new(*limits, wanted);
-    let (mut segments, mut problem) = (vec![], String::new());
-    loop {
-        match segment(&mut input, &mut reader) {
-            Ok(Some(segment)) => segments.push(segment),
-            Ok(None) => break,
-            Err((segment, error)) => {
-                segments.extend(segment);
-                problem = format!("at {:#x}: {error}", input.position());
-                break;
-            }
-        }
-    }
-    Archive { segments, members: reader.members, problem }
+    let (mut work, mut input) = (Work::new(limits, wanted, &[]), Input::new(source));
+    work.room = 0;
+    work.all(&mut input);
+    work.archive
 }
 
-/// Why a segment could not be read, and as much as is known of it.
-type Broken = (Option<Segment>, std::io::Error);
+/// The same, but an archive among `known` (of an [`Archive::seen`], with the same `limits` and `wanted`) is not unpacked
+/// again: that all of its bytes are the same is seen by their digest. Remembers what it unpacks.
+pub fn read_knowing(
+    source: impl Read,
+    limits: &Limits,
+    wanted: &dyn Fn(&str) -> bool,
+    known: &[Arc<Seen>],
+) -> Archive {
+    let (mut work, mut input) = (Work::new(limits, wanted, known), Input::new(source));
+    work.all(&mut input);
+    work.archive
+}
 
-/// Reads one archive. `None`: there is none any more.
-fn segment<R: Read>(input: &mut Input<R>, reader: &mut cpio::Reader<'_>) -> Result<Option<Segment>, Broken> {
-    input.skip_zeros().map_err(|error| (None, error))?;
-    let offset = input.position();
-    let magic = input.peek(6).map_err(|error| (None, error))?.to_vec();
-    if magic.is_empty() {
-        return Ok(None);
+/// An initramfs that is being read.
+struct Work<'a> {
+    limits: &'a Limits,
+    wanted: &'a dyn Fn(&str) -> bool,
+    known: &'a [Arc<Seen>],
+    /// Memory for what is remembered, in bytes.
+    room: usize,
+    reader: cpio::Reader<'a>,
+    archive: Archive,
+}
+
+impl<'a> Work<'a> {
+    fn new(limits: &'a Limits, wanted: &'a dyn Fn(&str) -> bool, known: &'a [Arc<Seen>]) -> Self {
+        let reader = cpio::Reader::new(*limits, wanted);
+        Self { limits, wanted, known, room: MOST_REMEMBERED, reader, archive: Archive::default() }
     }
-    let Some(compression) = unpack::recognise(&magic) else {
-        return Err((None, std::io::Error::other("neither an archive nor a compression that is known")));
-    };
-    let (before, unpacked) = (reader.members.len(), reader.bytes());
-    let read = match compression {
-        Compression::None => reader.archive(input),
-        _ => unpack::decoder(compression, input).and_then(|decoder| {
-            let mut unpacked = BufReader::with_capacity(64 << 10, decoder);
-            reader.archives(&mut unpacked)
-        }),
-    };
-    let segment = Segment {
-        compression,
-        offset,
-        len: input.position() - offset,
-        unpacked: reader.bytes() - unpacked,
-        members: reader.members.len() - before,
-    };
-    match read {
-        Ok(()) => Ok(Some(segment)),
-        Err(error) => Err((Some(segment), error)),
+
+    fn all<R: Read>(&mut self, input: &mut Input<R>) {
+        loop {
+            match self.segment(input) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    self.archive.problem = format!("at {:#x}: {error}", input.position());
+                    break;
+                }
+            }
+        }
+        self.archive.members = std::mem::take(&mut self.reader.members);
+    }
+
+    /// Reads one archive. `false`: there is none any more.
+    fn segment<R: Read>(&mut self, input: &mut Input<R>) -> std::io::Result<bool> {
+        input.skip_zeros()?;
+        let head = seen::head(input)?;
+        if head.is_empty() {
+            return Ok(false);
+        }
+        let Some(compression) = unpack::recognise(&head) else {
+            return Err(std::io::Error::other("neither an archive nor a compression that is known"));
+        };
+        if !self.known.is_empty() && self.is_known(input, &head)? {
+            return Ok(true);
+        }
+        if self.room > 0 {
+            input.start_digest();
+        }
+        let (offset, before, bytes) = (input.position(), self.reader.members.len(), self.reader.bytes());
+        let read = match compression {
+            Compression::None => self.reader.archive(input),
+            _ => unpack::decoder(compression, input).and_then(|decoder| {
+                let mut unpacked = BufReader::with_capacity(64 << 10, decoder);
+                self.reader.archives(&mut unpacked)
+            }),
+        };
+        let segment = Segment {
+            compression,
+            offset,
+            len: input.position() - offset,
+            unpacked: self.reader.bytes() - bytes,
+            members: self.reader.members.len() - before,
+        };
+        self.archive.segments.push(segment);
+        let digest = input.end_digest();
+        read?;
+        if let (Some(digest), Some(segment)) = (digest, self.archive.segments.last()) {
+            let members = &self.reader.members[before..];
+            let seen = Seen::new(segment, head, digest, members, self.limits, self.wanted);
+            if let Some(seen) = seen.filter(|seen| seen.memory() <= self.room) {
+                self.room -= seen.memory();
+                self.archive.seen.push(Arc::new(seen));
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes an archive that was unpacked before, if that is what comes next.
+    fn is_known<R: Read>(&mut self, input: &mut Input<R>, head: &[u8]) -> std::io::Result<bool> {
+        let Some(found) = seen::next(input, head, self.known)? else { return Ok(false) };
+        if !self.reader.take_over(&found.members, found.unpacked) {
+            return Ok(false);
+        }
+        self.archive.segments.push(found.segment(input.position()));
+        seen::take(input, &found);
+        self.archive.seen.push(found);
+        Ok(true)
     }
 }

@@ -1,24 +1,21 @@
 //! The kernels of a system: what the boot loaders offer, and what lies around besides.
 
-use std::io::{BufReader, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use guestdisk::Disks;
 use guestdisk::boot::{Boot, BootFile, Entry};
 use guestdisk::fs::{File, FileKind};
 
 use super::drivers::Known;
-use super::{Initramfs, Kernel, System};
-use crate::initramfs;
+use super::{Kernel, System, initrds};
+use crate::initramfs::Seen;
 use crate::names::DiskNames;
 use crate::view::{GuestView, Place};
 
 /// The most kernels of a system.
 const MOST_KERNELS: usize = 128;
-/// The most initramfs images that are read.
-const MOST_INITRDS: usize = 48;
-/// Bytes of all initramfs images together when they are unpacked.
-const MOST_UNPACKED: u64 = 4 << 30;
 /// How much of a kernel is read: as far as its version's address can reach.
 const HEAD: u64 = 0x1_0400;
 
@@ -48,8 +45,8 @@ pub(super) fn word<'a>(cmdline: &'a str, key: &str) -> Option<&'a str> {
     cmdline.split_whitespace().rev().find_map(|word| word.strip_prefix(key))
 }
 
-/// Finds the kernels of a system.
-pub(super) fn fill(view: &GuestView, system: &mut System, problems: &mut Vec<String>) {
+/// Finds the kernels of a system. `known`: what need not be unpacked again.
+pub(super) fn fill(view: &GuestView, system: &mut System, known: &[Arc<Seen>], problems: &mut Vec<String>) {
     let mut kernels: Vec<Kernel> = vec![];
     for entry in &system.entries {
         let image = plain(view, &entry.kernel);
@@ -71,11 +68,12 @@ pub(super) fn fill(view: &GuestView, system: &mut System, problems: &mut Vec<Str
         }
     }
     lying_around(view, &mut kernels);
-    let mut reader = Initrds { view, read: vec![], unpacked: 0 };
+    let read = initrds::read(view, &kernels, known, problems);
     for kernel in &mut kernels {
         let known = Known::of(view, &kernel.release);
         kernel.modules.clone_from(&known.folder);
-        kernel.initramfs = reader.of(kernel, problems);
+        let found = read.iter().find(|(files, _)| *files == kernel.initrds);
+        kernel.initramfs = found.and_then(|(_, found)| found.clone());
         kernel.drivers = known.drivers(kernel.initramfs.as_ref());
     }
     system.kernels = kernels;
@@ -168,68 +166,16 @@ fn is_release(text: &str) -> bool {
     !text.is_empty() && text.len() <= 128 && !text.starts_with('.') && text.chars().all(allowed)
 }
 
-/// Reads each initramfs once.
-struct Initrds<'a> {
-    view: &'a GuestView,
-    read: Vec<(Vec<BootFile>, Option<Initramfs>)>,
-    unpacked: u64,
-}
-
-impl Initrds<'_> {
-    /// What the initramfs of a kernel is made of: all of its images as if they were one.
-    fn of(&mut self, kernel: &Kernel, problems: &mut Vec<String>) -> Option<Initramfs> {
-        if kernel.initrds.is_empty() {
-            return None;
-        }
-        if let Some((_, known)) = self.read.iter().find(|(files, _)| *files == kernel.initrds) {
-            return known.clone();
-        }
-        let found = if self.read.len() < MOST_INITRDS && self.unpacked < MOST_UNPACKED {
-            self.read(&kernel.initrds, &kernel.release, problems)
-        } else {
-            problems.push(format!("the initramfs of {} was not read: there are too many", kernel.release));
-            None
-        };
-        self.read.push((kernel.initrds.clone(), found.clone()));
-        found
-    }
-
-    fn read(&mut self, files: &[BootFile], release: &str, problems: &mut Vec<String>) -> Option<Initramfs> {
-        let (mut whole, mut len) = (initramfs::Archive::default(), 0);
-        for file in files {
-            let place = self.view.place_of(file);
-            let open = match place.and_then(|place| self.view.open(&place)) {
-                Ok(open) => open,
-                Err(error) => {
-                    problems.push(format!("the initramfs {file} cannot be read: {error}"));
-                    return None;
-                }
-            };
-            let part = Part::new(&open, file.section);
-            len += part.left;
-            let source = BufReader::with_capacity(1 << 20, part);
-            let archive = initramfs::read(source, &initramfs::Limits::default(), &initramfs::is_wanted);
-            if !archive.problem.is_empty() {
-                problems.push(format!("the initramfs {file} cannot be read to its end: {}", archive.problem));
-            }
-            self.unpacked += archive.segments.iter().map(|segment| segment.unpacked).sum::<u64>();
-            whole.segments.extend(archive.segments);
-            whole.members.extend(archive.members);
-        }
-        // Of what is not an archive, nothing is known.
-        (!whole.segments.is_empty()).then(|| initramfs::describe(&whole, release, len))
-    }
-}
-
 /// A part of a file, or all of it, as a stream.
-struct Part<'a> {
+pub(super) struct Part<'a> {
     file: &'a File<'a>,
     offset: u64,
-    left: u64,
+    /// Bytes that are left.
+    pub(super) left: u64,
 }
 
 impl<'a> Part<'a> {
-    fn new(file: &'a File<'a>, section: Option<(u64, u64)>) -> Self {
+    pub(super) fn new(file: &'a File<'a>, section: Option<(u64, u64)>) -> Self {
         let (offset, len) = section.unwrap_or((0, file.size()));
         Self { file, offset, left: len.min(file.size().saturating_sub(offset)) }
     }

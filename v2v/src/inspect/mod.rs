@@ -17,6 +17,7 @@ mod document;
 mod drivers;
 mod elf;
 mod fstab;
+mod initrds;
 mod kernels;
 mod loaders;
 mod network;
@@ -27,10 +28,13 @@ mod tools;
 mod types;
 mod windows;
 
+use std::sync::Arc;
+
 use block::Result;
 use guestdisk::Disks;
 use guestdisk::boot;
 
+use crate::initramfs::Seen;
 use crate::names::DiskNames;
 use crate::view::GuestView;
 
@@ -66,10 +70,25 @@ pub fn inspect(disks: &Disks) -> Result<Inspection> {
 /// # Errors
 /// As [`inspect`].
 pub fn inspect_with(disks: &Disks, names: &DiskNames) -> Result<Inspection> {
+    look(disks, names, &[])
+}
+
+/// The same, of a guest that was inspected before: parts of an initramfs that are still what they were, by their digest, are
+/// not unpacked again.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn inspect_again(disks: &Disks, names: &DiskNames, before: &Inspection) -> Result<Inspection> {
+    let kernels = before.systems.iter().flat_map(|system| &system.kernels);
+    let known = kernels.filter_map(|kernel| kernel.initramfs.as_ref()).flat_map(|found| &found.seen);
+    look(disks, names, &known.cloned().collect::<Vec<_>>())
+}
+
+fn look(disks: &Disks, names: &DiskNames, known: &[Arc<Seen>]) -> Result<Inspection> {
     let mut found = Inspection { problems: disks.problems().to_vec(), ..Inspection::default() };
     found.systems = roots(disks, names, &mut found.problems);
     for system in &mut found.systems {
-        fill(disks, names, system, &mut found.problems);
+        fill(disks, names, system, known, &mut found.problems);
     }
     if let Some(windows) = windows::find(disks, found.systems.is_empty()) {
         found.systems.push(windows);
@@ -117,12 +136,18 @@ fn with_arrays(disks: &Disks, names: &DiskNames, system: &System) -> DiskNames {
 }
 
 /// Looks at one Linux.
-fn fill(disks: &Disks, names: &DiskNames, system: &mut System, problems: &mut Vec<String>) {
+fn fill(
+    disks: &Disks,
+    names: &DiskNames,
+    system: &mut System,
+    known: &[Arc<Seen>],
+    problems: &mut Vec<String>,
+) {
     let names = &with_arrays(disks, names, system);
     let view = GuestView::with_names(disks, system, names);
     release::fill(&view, system);
     loaders::fill(disks, &view, system);
-    kernels::fill(&view, system, problems);
+    kernels::fill(&view, system, known, problems);
     tools::fill(&view, system);
     network::fill(&view, system);
     devices::fill(disks, names, &view, system);

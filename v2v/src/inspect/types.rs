@@ -1,12 +1,14 @@
 //! What an inspection finds.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use guestdisk::Location;
 use guestdisk::boot::{BootFile, Entry, Loader};
 
 use super::windows::Windows;
 use crate::guest::FirmwareKind;
+use crate::initramfs::Seen;
 
 /// Everything that was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -221,6 +223,12 @@ pub struct Initramfs {
     /// Small configuration files in it (`conf/conf.d/resume`, `etc/cmdline.d/*.conf`, `etc/crypttab`): what it does
     /// with devices whatever the command line says.
     pub files: Vec<InitramfsFile>,
+    /// Of several images the last: where its modules are, as it has them.
+    pub module_paths: Vec<String>,
+    /// Why the last image could not be read to its end; empty if it could.
+    pub problem: String,
+    /// What need not be unpacked again where it is seen again.
+    pub seen: Vec<Arc<Seen>>,
 }
 
 /// A small configuration file in an initramfs.

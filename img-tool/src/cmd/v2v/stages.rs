@@ -14,7 +14,7 @@ use image::{CreateRequest, Format, Layer, OpenOptions, Share};
 use v2v::apply;
 use v2v::convert::in_place;
 use v2v::guest::{Bus, DiskImage, FirmwareKind, Guest, Nic};
-use v2v::inspect::{Inspection, System, SystemKind, inspect_with};
+use v2v::inspect::{Inspection, System, SystemKind, inspect_again, inspect_with};
 use v2v::names::DiskNames;
 use v2v::plan::{self, Action, Plan, PlanOptions, TargetBus};
 use v2v::report::{BootTest, Report, ReportedDisk, Stage};
@@ -427,7 +427,7 @@ impl Context<'_> {
     /// Looks at the changed guest with fresh eyes: nothing is left to be changed.
     fn verify_changes(&self, devices: Vec<Arc<dyn BlockDevice>>, report: &mut Report) -> Outcome<()> {
         let disks = Disks::open_all(devices)?;
-        let inspection = inspect_with(&disks, &names(&report.guest))?;
+        let inspection = inspect_again(&disks, &names(&report.guest), &report.inspection)?;
         let mut left = plan::make(&disks, &report.guest, &inspection, &self.plan_options())?;
         if report.only_overwritten {
             left = in_place::fit(left, &disks)?;
