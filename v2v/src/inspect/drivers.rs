@@ -61,6 +61,8 @@ const MOST_LIST: u64 = 16 << 20;
 /// Folders and names of a tree of modules without a list.
 const MOST_FOLDERS: usize = 4096;
 const MOST_MODULES: usize = 1 << 16;
+/// Folders within each other; Linux's own are five deep.
+const DEEPEST: u32 = 16;
 
 /// What is known of a kernel's drivers without its initramfs.
 #[derive(Debug, Default)]
@@ -133,17 +135,19 @@ fn listed(text: &str) -> HashSet<String> {
     lines.filter_map(|path| module_name(path).map(|(name, _)| name)).collect()
 }
 
-/// The modules in the folders themselves.
+/// The modules in the folders themselves. A folder may hold itself, on a damaged disk.
 fn found(view: &GuestView, folder: &Path) -> HashSet<String> {
-    let (mut names, mut folders, mut seen) = (HashSet::new(), vec![folder.to_owned()], 0);
-    while let Some(folder) = folders.pop() {
+    let (mut names, mut folders, mut seen) = (HashSet::new(), vec![(folder.to_owned(), 0)], 0);
+    while let Some((folder, depth)) = folders.pop() {
         seen += 1;
         if seen > MOST_FOLDERS || names.len() > MOST_MODULES {
             break;
         }
         for entry in view.read_dir(&folder).unwrap_or_default() {
             if entry.kind == FileKind::Directory {
-                folders.push(folder.join(&entry.name));
+                if depth < DEEPEST && folders.len() < MOST_FOLDERS {
+                    folders.push((folder.join(&entry.name), depth + 1));
+                }
             } else if let Some((name, _)) = entry.name.to_str().and_then(module_name) {
                 names.insert(name);
             }
