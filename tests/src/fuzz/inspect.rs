@@ -20,6 +20,13 @@ pub fn initramfs(bytes: &[u8]) {
     for (one, next) in archive.segments.iter().zip(archive.segments.iter().skip(1)) {
         assert!(one.offset + one.len <= next.offset);
     }
+    // What has been unpacked is the same when it is known again.
+    let known = initramfs::read_knowing(bytes, &limits, &initramfs::is_wanted, &[]);
+    let again = initramfs::read_knowing(bytes, &limits, &initramfs::is_wanted, &known.seen);
+    if archive.problem.is_empty() {
+        assert_eq!((&again.members, &again.segments), (&archive.members, &archive.segments));
+    }
+    assert_eq!(again.problem.is_empty(), archive.problem.is_empty());
 }
 
 /// A configuration file of any kind.
