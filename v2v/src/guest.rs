@@ -188,6 +188,11 @@ pub struct Disk {
     pub read_only: bool,
     /// Its serial number.
     pub serial: Option<String>,
+    /// Where it is attached: which controller of those of its bus (of IDE: which channel), and which number there (target,
+    /// unit, port), from 0.
+    pub slot: Option<(u32, u32)>,
+    /// What else names in `/dev/disk/by-id` and `by-path` are made of on the source: WWNs, addresses, whole links.
+    pub identities: Vec<String>,
     /// Its size in bytes, if the source says it (OVF does): what the image should have.
     pub capacity_bytes: Option<u64>,
 }
@@ -204,6 +209,8 @@ impl Disk {
             boot_order: None,
             read_only: false,
             serial: None,
+            slot: None,
+            identities: vec![],
             capacity_bytes: None,
         }
     }

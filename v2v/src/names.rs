@@ -4,7 +4,12 @@
 //! the order in which it found disks (`/dev/sda1`, `/dev/xvda2`, `/dev/cciss/c0d0p1`) mean a position: that of the disk
 //! among those of its kind, or what the source's description calls the disk.
 
+pub mod links;
+
 use guestdisk::{Disks, Location};
+
+use crate::guest::Guest;
+use links::{DiskFacts, hardware_link};
 
 /// Device names of kernels for whole disks, with what they say about the number of the disk.
 const FAMILIES: [&str; 6] = ["sd", "hd", "vd", "xvd", "ubd", "dasd"];
@@ -18,6 +23,8 @@ pub struct DiskNames {
     /// What the guest's `mdadm.conf` calls arrays: a device without `/dev/` (`md0`), and the array's name on the disks
     /// ([`guestdisk::md::Array::name`]).
     pub arrays: Vec<(String, String)>,
+    /// What else it says of them; may be empty.
+    pub facts: Vec<DiskFacts>,
 }
 
 /// A guest has not more arrays than this.
@@ -73,6 +80,12 @@ impl DiskNames {
         self.arrays.iter().find_map(location)
     }
 
+    /// Those of a machine.
+    pub fn of(guest: &Guest) -> Self {
+        let names = guest.disks.iter().map(|disk| disk.guest_name.clone()).collect();
+        Self { names, facts: DiskFacts::of(guest), ..Self::default() }
+    }
+
     /// The index of the volume that a guest means by `name`, as it stands in fstab, on a kernel's command line or in a
     /// boot loader's configuration. `None` if there is no such volume, or if the name does not tell.
     pub fn find(&self, disks: &Disks, name: &str) -> Option<usize> {
@@ -92,8 +105,20 @@ impl DiskNames {
             return index_of(disks, volume);
         }
         let device = name.strip_prefix("/dev/")?;
-        let location = position(device).or_else(|| by_link(disks, device))?;
+        if let Some(link) = device.strip_prefix("disk/by-id/").filter(|link| links::is_of_contents(link)) {
+            return by_contents(disks, link);
+        }
+        let location = position(device).or_else(|| self.by_link(disks, device))?;
         index_at(disks, &location)
+    }
+
+    /// Links that name a disk by its serial number or its place in the machine, neither of which is on the disk.
+    fn by_link(&self, disks: &Disks, device: &str) -> Option<Location> {
+        let link = hardware_link(device)?;
+        let nothing = vec![DiskFacts::default(); disks.disks().len()];
+        let facts = if self.facts.is_empty() { &nothing } else { &self.facts };
+        let (disk, number) = links::find(facts, link)?;
+        Some(number.map_or(Location::Whole { disk }, |number| Location::Partition { disk, number }))
     }
 
     /// Where the source says some names, those of another family count the disks that have none. `None`: this name does not
@@ -158,22 +183,22 @@ fn position(device: &str) -> Option<Location> {
     None
 }
 
-/// Links that name a disk by its serial number or its place in the machine, neither of which is on the disk: clear only
-/// where there is one disk.
-fn by_link(disks: &Disks, device: &str) -> Option<Location> {
-    let link = hardware_link(device)?;
-    if disks.disks().len() != 1 || NOT_HARDWARE.iter().any(|other| link.starts_with(other)) {
-        return None;
+/// Links in `by-id` that go by what is on the disks: of LVM, by names and UUIDs.
+fn by_contents(disks: &Disks, link: &str) -> Option<usize> {
+    let plain = |uuid: &str| uuid.replace('-', "");
+    if let Some(name) = link.strip_prefix("dm-name-") {
+        return index_of(disks, disks.find(&format!("/dev/mapper/{name}")).ok()?);
     }
-    let number = link.rsplit_once("-part").map_or("", |(_, number)| number);
-    place(0, number)
-}
-
-/// Links in `by-id` that go by what is on the disk.
-const NOT_HARDWARE: [&str; 3] = ["dm-", "md-", "lvm-"];
-
-fn hardware_link(device: &str) -> Option<&str> {
-    ["disk/by-id/", "disk/by-path/"].into_iter().find_map(|folder| device.strip_prefix(folder))
+    if let Some(uuid) = link.strip_prefix("lvm-pv-uuid-") {
+        return disks.volumes().iter().position(|volume| plain(volume.uuid()) == plain(uuid));
+    }
+    // The UUIDs of group and volume without hyphens, 32 letters each.
+    let uuid = link.strip_prefix("dm-uuid-LVM-")?.get(32..)?;
+    let group = disks.volume_groups().iter().find_map(|group| {
+        let own = group.volumes.iter().find(|logical| plain(&logical.uuid) == uuid)?;
+        Some(Location::Logical { group: group.name.clone(), name: own.name.clone() })
+    })?;
+    index_at(disks, &group)
 }
 
 fn place(disk: usize, number: &str) -> Option<Location> {
@@ -187,8 +212,8 @@ fn place(disk: usize, number: &str) -> Option<Location> {
 /// controller gives another name.
 pub fn is_unstable(name: &str) -> bool {
     let Some(device) = name.strip_prefix("/dev/") else { return false };
-    if let Some(link) = hardware_link(device) {
-        return !NOT_HARDWARE.iter().any(|other| link.starts_with(other));
+    if hardware_link(device).is_some() {
+        return true;
     }
     if ["nvme", "mmcblk", "cciss/", "cciss!", "ida/", "ida!"].iter().any(|family| device.starts_with(family))
     {
@@ -198,6 +223,13 @@ pub fn is_unstable(name: &str) -> bool {
     let digits = rest.trim_start_matches(|c: char| c.is_ascii_lowercase());
     let letters = rest.len() - digits.len();
     (1..=3).contains(&letters) && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Whether a name says a place (which disk, which partition) and not what lies there: where the disk is missing, so is
+/// what is named, whatever else is on the others.
+pub fn is_by_place(name: &str) -> bool {
+    let tags = ["PARTUUID=", "PARTLABEL=", "/dev/disk/by-partuuid/", "/dev/disk/by-partlabel/"];
+    is_unstable(name) || tags.iter().any(|tag| name.starts_with(tag))
 }
 
 #[cfg(test)]

@@ -126,10 +126,7 @@ pub(crate) fn plan(
     options: &PlanOptions,
 ) -> Result<Plan> {
     let names = Names::new(disks, guest, options.bus);
-    let source = DiskNames {
-        names: guest.disks.iter().map(|disk| disk.guest_name.clone()).collect(),
-        ..DiskNames::default()
-    };
+    let source = DiskNames::of(guest);
     let mut whole = Plan::default();
     for system in &inspection.systems {
         let one = match system.kind {

@@ -8,6 +8,7 @@ use guestdisk::detect::Kind;
 use guestdisk::{Disks, Location};
 
 use crate::guest::Guest;
+use crate::names::links::{self, DiskFacts};
 use crate::plan::TargetBus;
 
 /// What names go by of a volume.
@@ -17,14 +18,6 @@ pub(crate) struct VolumeFacts {
     pub(crate) uuid: String,
     pub(crate) partuuid: String,
     pub(crate) kind: Option<Kind>,
-}
-
-/// What names go by of a disk.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct DiskFacts {
-    /// Its name on the source, without `/dev/`.
-    pub(crate) name: Option<String>,
-    pub(crate) serial: Option<String>,
 }
 
 /// How a name is going to be read.
@@ -149,12 +142,9 @@ impl Names {
             partuuid: volume.partuuid().to_owned(),
             kind: volume.content.as_ref().map(|content| content.kind),
         });
-        let described = |index| guest.disks.get(index);
-        let known = (0..disks.disks().len()).map(|index| DiskFacts {
-            name: described(index).and_then(|disk| disk.guest_name.clone()),
-            serial: described(index).and_then(|disk| disk.serial.clone()),
-        });
-        Self { disks: known.collect(), volumes: facts.collect(), bus, partuuid: true }
+        let mut known = DiskFacts::of(guest);
+        known.resize(disks.disks().len(), DiskFacts::default());
+        Self { disks: known, volumes: facts.collect(), bus, partuuid: true }
     }
 
     #[cfg(test)]
@@ -188,7 +178,7 @@ impl Names {
         let device = name.strip_prefix("/dev/")?;
         for link in ["disk/by-id/", "disk/by-path/"] {
             if let Some(link) = device.strip_prefix(link) {
-                return self.by_link(link);
+                return links::find(&self.disks, link);
             }
         }
         // Xen can show a file system as `xvda1`, without any `xvda`.
@@ -219,24 +209,6 @@ impl Names {
         }
     }
 
-    /// `ata-VMware_Virtual_SATA_..-part1`, `pci-0000:00:10.0-scsi-0:0:0:0-part1`: which disk follows from its serial number,
-    /// or from there being one disk only.
-    fn by_link(&self, link: &str) -> Option<(usize, Option<u32>)> {
-        const STABLE: [&str; 5] = ["dm-", "lvm-", "md-", "virtio-", "usb-"];
-        if STABLE.iter().any(|stable| link.starts_with(stable)) {
-            return None;
-        }
-        let (disk, number) = match link.rsplit_once("-part") {
-            Some((disk, number)) => (disk, Some(number.parse().ok()?)),
-            None => (link, None),
-        };
-        let has_serial = |facts: &DiskFacts| {
-            facts.serial.as_deref().is_some_and(|serial| !serial.is_empty() && disk.contains(serial))
-        };
-        let found = self.disks.iter().position(has_serial);
-        found.or((self.disks.len() == 1).then_some(0)).map(|disk| (disk, number))
-    }
-
     /// The volume (index) that a name means on the source.
     pub(crate) fn volume(&self, name: &str) -> Option<usize> {
         let (disk, partition) = self.meaning(name)?;
@@ -259,10 +231,8 @@ impl Names {
         if !is_link && KernelName::parse(device).is_none() {
             return Verdict::Stays;
         }
-        if is_link && self.by_link(device.rsplit('/').next().unwrap_or_default()).is_none() {
-            let link = device.trim_start_matches("disk/by-id/");
-            let is_stable = ["dm-", "lvm-", "md-", "virtio-"].iter().any(|stable| link.starts_with(stable));
-            return if is_stable { Verdict::Stays } else { Verdict::Unknown };
+        if device.strip_prefix("disk/by-id/").is_some_and(links::is_of_contents) {
+            return Verdict::Stays;
         }
         let Some((disk, partition)) = self.meaning(name) else { return Verdict::Unknown };
         let plain = self.plain(disk, partition);
@@ -324,7 +294,8 @@ pub(crate) mod tests {
     pub(crate) fn names(source: [&str; 2], bus: TargetBus) -> Names {
         let disks = source.map(|name| DiskFacts {
             name: (!name.is_empty()).then(|| name.to_owned()),
-            serial: (name == source[1]).then(|| "6000c29abc".to_owned()),
+            identities: (name == source[1]).then(|| "6000c29abc".to_owned()).into_iter().collect(),
+            ..DiskFacts::default()
         });
         let volumes = vec![
             volume(0, 1, ROOT, Kind::Ext4),

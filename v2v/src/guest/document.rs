@@ -142,6 +142,10 @@ fn disk_document(disk: &Disk) -> Value {
     members.maybe("boot-order", disk.boot_order);
     members.put("read-only", disk.read_only);
     members.maybe("serial", disk.serial.as_deref());
+    members.maybe("slot", disk.slot.map(|(controller, number)| json!([controller, number])));
+    if !disk.identities.is_empty() {
+        members.put("identities", disk.identities.clone());
+    }
     members.maybe("capacity-bytes", disk.capacity_bytes);
     members.into()
 }
@@ -331,8 +335,16 @@ fn read_disk(disk: &Object<'_>) -> Result<Disk> {
         boot_order: disk.small("boot-order")?,
         read_only: disk.flag("read-only")?,
         serial: disk.text("serial")?,
+        slot: disk.typed("slot", "two numbers", read_slot)?,
+        identities: disk.texts("identities")?,
         capacity_bytes: disk.number("capacity-bytes")?,
     })
+}
+
+fn read_slot(value: &Value) -> Option<(u32, u32)> {
+    let [controller, number] = value.as_array()?.as_slice() else { return None };
+    let small = |value: &Value| u32::try_from(value.as_u64()?).ok();
+    Some((small(controller)?, small(number)?))
 }
 
 fn read_removable(removable: &Object<'_>) -> Result<Removable> {
@@ -398,6 +410,8 @@ mod tests {
                     boot_order: Some(2),
                     read_only: true,
                     serial: Some("S1".to_owned()),
+                    slot: Some((0, 3)),
+                    identities: vec!["wwn-0x5".to_owned()],
                     capacity_bytes: Some(1 << 40),
                 },
                 Disk::new("", DiskImage::Empty { size_bytes: u64::MAX }),

@@ -78,7 +78,8 @@ fn disk(tree: &Tree<'_>, name: &str, mounts: &[Mount], live: &Live) -> Result<Ph
         size_bytes,
         model: model.into_iter().flatten().collect::<Vec<_>>().join(" "),
         serial: serial(tree, name),
-        by_id: by_id(tree, name),
+        by_id: links(tree, name, "by-id"),
+        by_path: links(tree, name, "by-path"),
         bus: bus.or_else(|| by_place(&tree.link(&format!("sys/block/{name}")))),
         rotational: tree.number(&file("queue/rotational")) == Some(1),
         mounts: mounts.iter().filter_map(|mount| mounted(tree, name, mount)).collect(),
@@ -118,10 +119,11 @@ fn serial(tree: &Tree<'_>, name: &str) -> Option<String> {
     plain.or_else(page)
 }
 
-fn by_id(tree: &Tree<'_>, name: &str) -> Vec<String> {
-    let folder = "dev/disk/by-id";
+/// The links of udev that lead to a disk itself.
+fn links(tree: &Tree<'_>, name: &str, folder: &str) -> Vec<String> {
+    let folder = format!("dev/disk/{folder}");
     let is_own = |id: &String| tree.link_name(&format!("{folder}/{id}")).is_some_and(|target| target == name);
-    tree.names(folder).into_iter().filter(is_own).collect()
+    tree.names(&folder).into_iter().filter(is_own).collect()
 }
 
 /// What of a disk is mounted there.

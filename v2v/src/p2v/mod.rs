@@ -56,6 +56,8 @@ pub struct PhysicalDisk {
     pub serial: Option<String>,
     /// Its names under `/dev/disk/by-id`, sorted.
     pub by_id: Vec<String>,
+    /// Its links in `/dev/disk/by-path`.
+    pub by_path: Vec<String>,
     /// What it is attached to.
     pub bus: Option<Bus>,
     /// It has platters.
@@ -106,6 +108,7 @@ fn described(disk: &PhysicalDisk, name: &str, format: Option<&str>) -> Disk {
         bus: disk.bus,
         guest_name: Some(disk.name.clone()),
         serial: disk.serial.clone(),
+        identities: disk.by_id.iter().chain(&disk.by_path).cloned().collect(),
         capacity_bytes: Some(disk.size_bytes),
         ..Disk::new(
             format!("/dev/{}", disk.name.replace('!', "/")),

@@ -41,6 +41,7 @@ use image::Policy;
 pub use disks::{is_disk_name, parse_nic};
 pub use kind::Kind;
 pub use manifest::{Algorithm, Entry, Manifest, Verified};
+pub(crate) use names::letters;
 pub use open::{OpenedDisk, open_disks};
 pub use ovf::systems;
 

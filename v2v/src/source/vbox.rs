@@ -264,6 +264,11 @@ fn attached(
                 bus: controller.bus,
                 controller: Some(controller.kind.to_owned()),
                 guest_name: nvme.then(|| format!("nvme{}n{}", controller.number, u64::from(port) + 1)),
+                slot: Some(match controller.bus {
+                    Some(Bus::Ide) => (port, unit),
+                    _ => (u32::try_from(controller.number).unwrap_or(u32::MAX), port),
+                }),
+                identities: serial(&uuid).into_iter().collect(),
                 ..Disk::new(id, image)
             });
         }
@@ -280,6 +285,15 @@ fn attached(
         _ => {}
     }
     Ok(())
+}
+
+/// The serial number of a disk: VirtualBox makes it of the UUID of its image (as guests show it: `VBOX_HARDDISK_VB` with the
+/// first eight digits, and the last eight by bytes from the end).
+fn serial(uuid: &str) -> Option<String> {
+    let digits: String = uuid.chars().filter(char::is_ascii_hexdigit).collect();
+    let (first, last) = (digits.get(..8)?, digits.get(24..32)?);
+    let swapped: String = (0..4).rev().filter_map(|byte| last.get(byte * 2..byte * 2 + 2)).collect();
+    Some(format!("VB{first}-{swapped}"))
 }
 
 fn number<T: std::str::FromStr>(node: Option<Node<'_, '_>>, name: &str) -> Option<T> {

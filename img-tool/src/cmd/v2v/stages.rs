@@ -628,10 +628,7 @@ fn warn_of_arrays(report: &mut Report) {
 }
 
 fn names(guest: &Guest) -> DiskNames {
-    DiskNames {
-        names: guest.disks.iter().map(|disk| disk.guest_name.clone()).collect(),
-        ..DiskNames::default()
-    }
+    DiskNames::of(guest)
 }
 
 /// `sda`, `sdb`, as virt-v2v names the disks of a machine.

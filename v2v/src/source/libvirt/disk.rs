@@ -53,6 +53,8 @@ pub(super) fn read(
         boot_order: node.one("boot").and_then(|boot| boot.attr("order")).and_then(|order| order.parse().ok()),
         read_only: node.one("readonly").is_some(),
         serial: node.text_of("serial").map(str::to_owned),
+        slot: slot(node, bus),
+        identities: node.text_of("wwn").map(str::to_owned).into_iter().chain(pci(node)).collect(),
         image: source_image(source, format.as_deref()),
         ..Disk::new(name, image("", None))
     });
@@ -106,6 +108,25 @@ fn controller(node: Node<'_, '_>, devices: Node<'_, '_>) -> Option<String> {
         other.attr("type") == Some(kind) && other.attr("index").unwrap_or("0") == index
     };
     devices.all("controller").find(is)?.attr("model").map(str::to_owned)
+}
+
+/// Where on its controller it is, if the domain says so: channels of IDE are called buses.
+fn slot(node: Node<'_, '_>, bus: Option<Bus>) -> Option<(u32, u32)> {
+    let address = node.one("address").filter(|address| address.attr("type") == Some("drive"))?;
+    let number = |name: &str| address.attr(name).unwrap_or("0").parse::<u32>().ok();
+    let controller = if bus == Some(Bus::Ide) { "bus" } else { "controller" };
+    Some((number(controller)?, number("unit")?))
+}
+
+/// The address of a virtio disk, as it stands in `by-path`.
+fn pci(node: Node<'_, '_>) -> Option<String> {
+    let address = node.one("address").filter(|address| address.attr("type") == Some("pci"))?;
+    let number = |name: &str| {
+        let text = address.attr(name)?;
+        u32::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok()
+    };
+    let [domain, bus, slot, function] = ["domain", "bus", "slot", "function"].map(number);
+    Some(format!("pci-{:04x}:{:02x}:{:02x}.{:x}", domain?, bus?, slot?, function?))
 }
 
 /// Names of virtio and Xen disks are those that the domain gives them, as long as nobody has chosen odd ones; those of

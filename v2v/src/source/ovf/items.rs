@@ -239,6 +239,10 @@ fn disk(
             let before = controllers.values().filter(|c| c.bus == Bus::Nvme && c.index < controller.index);
             format!("nvme{}n{}", before.count(), u64::from(unit) + 1)
         }),
+        slot: controller.map(|controller| {
+            let same = controllers.values().filter(|c| c.bus == controller.bus && c.index < controller.index);
+            (u32::try_from(same.count()).unwrap_or(u32::MAX), unit)
+        }),
         capacity_bytes,
         ..Disk::new(if item.name.is_empty() { resource.clone() } else { item.name.clone() }, image)
     };

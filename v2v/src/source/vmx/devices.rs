@@ -118,6 +118,7 @@ fn disk(dict: &Dict, place: &Place<'_>, slot: &Slot, file: &str, notes: &mut Vec
     Ok(Disk {
         bus: Some(slot.bus()),
         controller: controller.map(str::to_owned),
+        slot: Some((slot.controller, slot.unit)),
         ..Disk::new(slot.name(), image(place.file(file, notes)?, format))
     })
 }
