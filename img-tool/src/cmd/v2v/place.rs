@@ -5,7 +5,9 @@
 //!   DIR/NAME-sda.qcow2, DIR/NAME.xml ...                      when everything is complete, descriptions last
 //! ```
 //!
-//! What a killed conversion left behind is removed by the next one of the same name.
+//! What a killed conversion left behind is removed by the next one of the same name. What an earlier one left complete is
+//! replaced with `--overwrite`: all files that its report lists, those that have no successor, too, so that no report stands
+//! beside files that are not of it; and nothing else.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -13,6 +15,7 @@ use std::path::{Path, PathBuf};
 use block::lock::{Held, Permissions};
 use block::{Error, ErrorKind, Result, ResultExt as _};
 use nix::fcntl::{Flock, FlockArg};
+use serde_json::Value;
 
 /// The output folder of one machine.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ pub(super) struct Place {
     /// Names within both folders, in the order in which they become visible.
     names: Vec<String>,
     overwrite: bool,
+    /// Names of what the report of an earlier conversion lists: they go with it.
+    companions: Vec<String>,
     /// The output folder was made for this.
     made: bool,
     /// What is read from (device and inode): nothing of that is replaced.
@@ -49,11 +54,13 @@ impl Place {
             result => result.context(|| format!("could not make the folder '{}'", partial.display()))?,
         }
         let lock = lock(&partial)?;
+        let companions = if overwrite { companions(&directory, name) } else { vec![] };
         let place = Self {
             directory,
             partial,
             names: vec![],
             overwrite,
+            companions,
             made,
             sources: vec![],
             replaced: vec![],
@@ -131,8 +138,10 @@ impl Place {
     /// Gives everything its name.
     ///
     /// # Errors
-    /// A file appeared under one of the names meanwhile; the file system failed. What has its name by then keeps it.
+    /// A file appeared under one of the names meanwhile; what an earlier conversion left is a file of the source or in use;
+    /// the file system failed. What has its name by then keeps it.
     pub(super) fn publish(&mut self) -> Result<()> {
+        self.remove_companions()?;
         for name in &self.names {
             let (now, end) = (self.partial.join(name), self.directory.join(name));
             let renamed = if self.overwrite {
@@ -147,6 +156,25 @@ impl Place {
         Ok(())
     }
 
+    /// Takes away what an earlier conversion left and this one does not replace; its reports first.
+    fn remove_companions(&mut self) -> Result<()> {
+        let old: Vec<_> = self.companions.iter().map(|name| self.directory.join(name)).collect();
+        let single: Vec<_> =
+            self.companions.iter().filter(|name| !self.names.contains(name)).cloned().collect();
+        for name in &single {
+            self.check_replaced(&self.directory.join(name))?;
+        }
+        let is_report = |path: &&PathBuf| path.to_string_lossy().contains("-report.");
+        let reports = old.iter().filter(is_report).cloned();
+        for path in reports.chain(single.iter().map(|name| self.directory.join(name))) {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                removed => removed.context(|| format!("could not remove '{}'", path.display()))?,
+            }
+        }
+        Ok(())
+    }
+
     fn empty(&self) -> std::io::Result<()> {
         for entry in fs::read_dir(&self.partial)? {
             let entry = entry?;
@@ -156,6 +184,33 @@ impl Place {
         }
         Ok(())
     }
+}
+
+/// The files that the report of an earlier conversion of this name lists as its own: names in the folder itself, that begin
+/// with the machine's name.
+fn companions(directory: &Path, name: &str) -> Vec<String> {
+    /// No report is larger.
+    const MOST: u64 = 64 << 20;
+    let path = directory.join(format!("{name}-report.json"));
+    let is_small = path.symlink_metadata().is_ok_and(|meta| meta.is_file() && meta.len() <= MOST);
+    let text = is_small.then(|| fs::read(&path).ok()).flatten().unwrap_or_default();
+    let report: Value = serde_json::from_slice(&text).unwrap_or_default();
+    if report["name"] != name {
+        return vec![];
+    }
+    let list = |member: &str| report[member].as_array().cloned().unwrap_or_default();
+    let disks = list("disks").into_iter().map(|disk| disk["output"].clone());
+    let mut found = vec![];
+    for file in disks.chain(list("files")).filter_map(|file| file.as_str().map(PathBuf::from)) {
+        let Some(own) = file.file_name().and_then(|own| own.to_str()) else { continue };
+        let of_name = own.strip_prefix(name).is_some_and(|rest| rest.starts_with(['-', '.']));
+        // A disk within a package is no file.
+        let is_file = directory.join(own).symlink_metadata().is_ok_and(|meta| meta.is_file());
+        if file.parent() == Some(directory) && of_name && is_file && !found.iter().any(|known| known == own) {
+            found.push(own.to_owned());
+        }
+    }
+    found
 }
 
 /// What is not complete goes.
@@ -270,6 +325,51 @@ mod tests {
         place.write("web.xml", b"new", false).unwrap();
         place.publish().unwrap();
         assert_eq!(fs::read(folder.path().join("web.xml")).unwrap(), b"new");
+    }
+
+    #[test]
+    fn what_an_earlier_conversion_left_goes_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().canonicalize().unwrap();
+        let at = |name: &str| directory.join(name);
+        let outside = tempfile::tempdir().unwrap();
+        let foreign = outside.path().join("web-sdb.raw");
+        for path in [
+            at("web-sda.raw"),
+            at("web-sdb.raw"),
+            at("web.ova"),
+            at("web-mine.txt"),
+            at("db.xml"),
+            foreign.clone(),
+        ] {
+            fs::write(path, b"old").unwrap();
+        }
+        let report = serde_json::json!({
+            "name": "web",
+            "disks": [{"output": at("web-sda.raw")}, {"output": at("web-sdb.raw")}, {"output": format!("{}:a.vmdk", at("web.ova").display())}],
+            "files": [at("web.ova"), at("web-report.json"), foreign, at("db.xml"), at("../web-x"), "web-mine.txt"],
+        });
+        fs::write(at("web-report.json"), report.to_string()).unwrap();
+        let run = |overwrite| {
+            let mut place = Place::new(&directory, "web", overwrite)?;
+            place.write("web-sda.raw", b"new", false)?;
+            place.write("web-report.json", b"{}", false)?;
+            place.publish()
+        };
+        assert!(run(false).is_err());
+        assert_eq!(fs::read(at("web-sdb.raw")).unwrap(), b"old");
+        // A conversion that fails takes nothing away.
+        drop(Place::new(&directory, "web", true).unwrap());
+        assert!(at("web-sdb.raw").exists() && at("web.ova").exists());
+        run(true).unwrap();
+        assert_eq!(fs::read(at("web-sda.raw")).unwrap(), b"new");
+        assert!(!at("web-sdb.raw").exists() && !at("web.ova").exists());
+        assert!(at("web-mine.txt").exists() && at("db.xml").exists() && foreign.exists());
+        // The report of another machine says nothing of this one's files.
+        let other = serde_json::json!({"name": "web2", "files": [at("web-mine.txt")]});
+        fs::write(at("web-report.json"), other.to_string()).unwrap();
+        run(true).unwrap();
+        assert!(at("web-mine.txt").exists());
     }
 
     #[test]
