@@ -55,6 +55,9 @@ pub(crate) fn open(names: &[String], formats: &[String], source: &SourceArgs, ap
     }
     let open = |(index, name): (usize, &String)| -> Outcome<Arc<dyn BlockDevice>> {
         let format = if formats.len() > 1 { formats.get(index) } else { formats.first() };
+        if format.is_none() && !source.image_opts {
+            refuse_description(name, "give it alone, as the only image: its disks are found through it")?;
+        }
         let found = source.source(name, format.map(String::as_str))?;
         let options = OpenOptions { format: found.format, ..options(source, app)? };
         Ok(app.open(&found.spec, &options)?.device())
@@ -89,8 +92,20 @@ fn described(name: &str, source: &SourceArgs, app: &App) -> Outcome<Option<Opene
         app.announce(&disk.layer, false);
         opened.devices.push(disk.device);
     }
-    opened.names.names = machine.disks.iter().map(|disk| disk.guest_name.clone()).collect();
+    opened.names = DiskNames::of(&machine);
     Ok(Some(opened))
+}
+
+/// Refuses the text of a machine's description where a disk is wanted: taken for a raw one, it would be an empty disk.
+/// `way_out`: what does it.
+pub(crate) fn refuse_description(name: &str, way_out: &str) -> block::Result<()> {
+    // What cannot be told here is told when it is opened as an image. A package can be opened as one.
+    let kind = match source::detect(name) {
+        Ok(Kind::Disk | Kind::Ova) | Err(_) => return Ok(()),
+        Ok(kind) => kind,
+    };
+    let error = Error::usage(format!("'{name}' is a machine's description ({}), not a disk", kind.name()));
+    Err(error.hint(way_out.to_owned()))
 }
 
 impl GuestArgs {
@@ -98,6 +113,9 @@ impl GuestArgs {
     pub(crate) fn open(&self, filename: &str, app: &App) -> Outcome<Opened> {
         let mut opened = open(&[filename.to_owned()], self.format.as_slice(), &self.source, app)?;
         for further in &self.disk {
+            if !self.source.image_opts {
+                refuse_description(further, "give it as the image: its disks are found through it")?;
+            }
             opened.devices.extend(open(std::slice::from_ref(further), &[], &self.source, app)?.devices);
         }
         Ok(opened)

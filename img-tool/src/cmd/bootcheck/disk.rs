@@ -10,6 +10,7 @@ use image::{CreateRequest, Format, Layer, OpenOptions, Spec, prepare_create};
 use super::Args;
 use crate::app::App;
 use crate::cli::Source;
+use crate::cmd::guest::refuse_description;
 use crate::exit::{Failure, Outcome};
 
 /// Bytes that a guest may write to one disk.
@@ -34,6 +35,16 @@ impl Opened {
 
 /// Opens an image and the further disks of its guest.
 pub(super) fn open(args: &Args, name: &str, app: &App) -> Outcome<Opened> {
+    if !args.source.image_opts {
+        let given = args.format.is_none().then_some(name);
+        for name in given.into_iter().chain(args.disk.iter().map(String::as_str)) {
+            let way_out = format!(
+                "'vimg v2v -o DIR --bootcheck {name}' converts and boots that machine, 'vimg inspect {name}' looks at it; its \
+                 disks boot as they are with 'vimg bootcheck DISK --disk DISK'"
+            );
+            refuse_description(name, &way_out)?;
+        }
+    }
     let mut opened = match &args.write_to {
         Some(overlay) => open_kept(args, name, overlay, app)?,
         None => open_under_scratch(args, name, args.format.as_deref(), app)?,
