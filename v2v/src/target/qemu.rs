@@ -29,6 +29,16 @@ const OVMF_SECURE: [(&str, &str); 3] = [
     ("/usr/share/qemu/ovmf-x86_64-smm-ms-code.bin", "/usr/share/qemu/ovmf-x86_64-smm-ms-vars.bin"),
 ];
 
+/// A `/dev/kvm` that is there and cannot be opened, or with which QEMU ends at once, does not count: QEMU is asked, with a
+/// machine that is left again before it runs.
+const PROBE: &str = "\
+kvm_works() {
+    [ -r /dev/kvm ] && [ -w /dev/kvm ] || return 1
+    echo quit | \"$qemu\" -machine pc,accel=kvm -cpu host -m 64 -S -nodefaults -display none -monitor stdio \\
+        >/dev/null 2>&1
+}
+";
+
 /// Disks of a SATA controller.
 const SATA_UNITS: usize = 6;
 /// Disks of a SCSI controller that has no more.
@@ -61,7 +71,7 @@ fn head(machine: &Machine) -> String {
         CpuMode::Named(_) => cpu.as_str(),
         _ => "max",
     };
-    let kvm = if machine.emulated { "false" } else { "[ -r /dev/kvm ] && [ -w /dev/kvm ]" };
+    let kvm = if machine.emulated { "false" } else { "kvm_works" };
     format!(
         "#!/bin/sh
 # Starts {} with QEMU. Options of QEMU can follow: -snapshot, -display none -serial mon:stdio.
@@ -69,7 +79,7 @@ fn head(machine: &Machine) -> String {
 set -eu
 cd -- \"$(dirname -- \"$0\")\"
 qemu=${{QEMU:-qemu-system-x86_64}}
-if [ -n \"${{ACCEL:-}}\" ]; then
+{PROBE}if [ -n \"${{ACCEL:-}}\" ]; then
     accel=$ACCEL
 elif {kvm}; then
     accel=kvm

@@ -4,9 +4,14 @@
 set -eu
 cd -- "$(dirname -- "$0")"
 qemu=${QEMU:-qemu-system-x86_64}
+kvm_works() {
+    [ -r /dev/kvm ] && [ -w /dev/kvm ] || return 1
+    echo quit | "$qemu" -machine pc,accel=kvm -cpu host -m 64 -S -nodefaults -display none -monitor stdio \
+        >/dev/null 2>&1
+}
 if [ -n "${ACCEL:-}" ]; then
     accel=$ACCEL
-elif [ -r /dev/kvm ] && [ -w /dev/kvm ]; then
+elif kvm_works; then
     accel=kvm
 else
     accel=tcg
