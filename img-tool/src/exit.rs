@@ -8,7 +8,7 @@ use std::process::ExitCode;
 /// | --- | --- |
 /// | all | 0 success, 1 any error |
 /// | bootcheck | 0 all boot, 1 one does not, 2 one could not be checked |
-/// | v2v | 0 converted (and booted), 1 not converted, 3 does not boot, 4 not known whether it boots |
+/// | v2v | 0 converted (and booted), 1 not converted, 3 does not boot, 4 not known whether it boots, 5 known not to start |
 /// | doctor | 0 guests can be booted, 1 they cannot |
 /// | check | 0 clean, 1 could not be completed, 2 corruptions left, 3 only leaks left, 63 nothing to check |
 /// | compare | 0 identical, 1 different or wrong usage, 2 could not open, 3 block status, 4 reading |

@@ -258,7 +258,7 @@ fn what_is_broken_is_told() {
     let releases: Vec<_> = system.kernels.iter().map(|kernel| kernel.release.as_str()).collect();
     assert_eq!(releases, ["6.6.1", ""], "{:#?}", system.kernels);
     assert!(system.kernels[0].drivers.is_empty());
-    assert_eq!(codes(system), ["drivers-unknown"], "{:#?}", system.obstacles);
+    assert_eq!(codes(system), ["drivers-unknown", "root-missing"], "{:#?}", system.obstacles);
     assert!(
         found.problems.iter().any(|problem| problem.contains("initramfs-lts cannot be read to its end")),
         "{:?}",

@@ -66,6 +66,7 @@ mod table;
 mod v2v;
 mod v2v_convert;
 mod v2v_source;
+mod v2v_strict;
 mod v2v_target;
 mod v2v_windows;
 mod vdi;

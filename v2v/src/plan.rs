@@ -22,6 +22,27 @@ pub struct Plan {
     pub left_alone: Vec<String>,
     /// What a person has to do, before or after, in sentences.
     pub to_do: Vec<String>,
+    /// What stops the guest from starting although everything here is done.
+    pub stops: Vec<Stop>,
+}
+
+/// What keeps a guest from starting, by itself, on KVM.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stop {
+    /// What it is: lower case, no full stop.
+    pub message: String,
+    /// The way out; empty if none is known.
+    pub hint: String,
+}
+
+impl Stop {
+    /// Both in one sentence, for lists.
+    pub fn sentence(&self) -> String {
+        let mut letters = self.message.chars();
+        let first = letters.next().map(|first| first.to_uppercase().collect::<String>()).unwrap_or_default();
+        let hint = if self.hint.is_empty() { String::new() } else { format!(" ({})", self.hint) };
+        format!("{first}{}{hint}.", letters.as_str())
+    }
 }
 
 impl Plan {
@@ -40,6 +61,17 @@ impl Plan {
                 }
             }
         }
+        for stop in other.stops {
+            if !self.stops.contains(&stop) {
+                self.stops.push(stop);
+            }
+        }
+    }
+
+    /// For a system that something else has to start: what stops it is to do.
+    pub(crate) fn of_another(mut self) -> Self {
+        self.to_do.extend(self.stops.drain(..).map(|stop| stop.sentence()));
+        self
     }
 }
 
@@ -67,6 +99,8 @@ pub struct Change {
     pub new_digest: String,
     /// For text: the lines that go and come (`-old`, `+new`), for people.
     pub diff: Vec<String>,
+    /// The guest does not start by itself without it.
+    pub needed: bool,
 }
 
 /// What is done to a file.

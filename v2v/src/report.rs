@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::guest::{Bus, FirmwareKind, Guest};
 use crate::inspect::Inspection;
-use crate::plan::Plan;
+use crate::plan::{Plan, Stop};
 
 /// Everything about one conversion.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +23,8 @@ pub struct Report {
     pub plan: Plan,
     /// Files of some file systems could only be overwritten: the plan is what fits.
     pub only_overwritten: bool,
+    /// What keeps the new machine from starting, if that is known beforehand.
+    pub stops: Vec<Stop>,
     /// How far it came.
     pub stage: Stage,
     /// What went wrong; `None`: nothing.
@@ -37,6 +39,10 @@ pub struct Report {
     pub files: Vec<String>,
     /// What the test boot showed; `None`: there was none.
     pub boot: Option<BootTest>,
+    /// When it was begun (UTC, ISO 8601); empty if nobody says.
+    pub date: String,
+    /// What each network card was connected to, and is now, in words.
+    pub networks: Vec<String>,
     /// What each step took, in order.
     pub timings: Vec<(&'static str, Duration)>,
     /// What the user should know, in sentences.
@@ -83,6 +89,8 @@ pub struct ReportedDisk {
     pub output_format: String,
     /// Bytes that were copied; the rest are zeros.
     pub copied_bytes: u64,
+    /// Bytes that the file takes on its host; 0 if it has none of its own.
+    pub taken_bytes: u64,
 }
 
 /// The answer of `vimg bootcheck`.
@@ -144,6 +152,9 @@ impl Report {
                 "not-booted" => format!("converted, but it does not boot: {}", boot.message),
                 _ => format!("converted; whether it boots could not be checked: {}", boot.message),
             },
+            (Stage::Converted, None) if !self.stops.is_empty() => {
+                format!("converted all the same, but it does not start as it is: {}", self.stops[0].message)
+            }
             (Stage::Converted, None) => "converted; not boot-tested".to_owned(),
             (Stage::Planned, _) => "planned; nothing was written".to_owned(),
             (Stage::Begun, _) => "not finished".to_owned(),
@@ -157,17 +168,22 @@ impl Report {
             "name": self.guest.name,
             "origin": self.guest.origin.name(),
             "stage": self.stage.name(),
+            "date": self.date,
+            "vimg-version": env!("CARGO_PKG_VERSION"),
             "conclusion": self.conclusion(),
             "error": self.error,
             "firmware": self.firmware.map(FirmwareKind::name),
             "bus": self.bus.map(Bus::name),
             "disks": self.disks.iter().map(disk).collect::<Vec<_>>(),
             "files": self.files,
+            "networks": self.networks,
         });
         value["systems"] = self.inspection.systems.iter().map(system).collect();
         value["changes"] = self.plan.changes.iter().map(change).collect();
         value["left-alone"] = json!(self.plan.left_alone);
         value["to-do"] = json!(self.plan.to_do);
+        value["stops"] =
+            self.stops.iter().map(|stop| json!({ "message": stop.message, "hint": stop.hint })).collect();
         value["warnings"] = json!(self.warnings);
         value["boot"] = self.boot.as_ref().map_or(Value::Null, |boot| boot.document.clone());
         value["seconds"] =
@@ -190,6 +206,7 @@ fn disk(disk: &ReportedDisk) -> Value {
         "output": disk.output,
         "output-format": disk.output_format,
         "copied": disk.copied_bytes,
+        "taken": disk.taken_bytes,
     })
 }
 
@@ -246,12 +263,23 @@ mod tests {
             topic: "device-name",
             reason: "'/dev/sda1' & friends will not exist".to_owned(),
             undo: "edit it".to_owned(),
+            needed: false,
             old_digest: "aa".to_owned(),
             new_digest: "bb".to_owned(),
             diff: vec!["-/dev/sda1 / ext4".to_owned(), "+UUID=1 / ext4".to_owned()],
         };
         Report {
             source: "web <1>.vmx".to_owned(),
+            date: "2026-11-28T19:00:00Z".to_owned(),
+            networks: vec!["00:50:56:00:00:0a: network 'VM <Net>' becomes bridge br0".to_owned()],
+            disks: vec![ReportedDisk {
+                output: "/vms/web-sda.qcow2".to_owned(),
+                output_format: "qcow2".to_owned(),
+                size_bytes: 8 << 30,
+                copied_bytes: 2 << 30,
+                taken_bytes: 1 << 30,
+                ..ReportedDisk::default()
+            }],
             stage: Stage::Converted,
             plan: Plan { changes: vec![change], ..Plan::default() },
             boot: BootTest::of_document(&booted()),
@@ -276,6 +304,10 @@ mod tests {
         report.boot.as_mut().unwrap().verdict = "not-booted".to_owned();
         report.boot.as_mut().unwrap().message = "no init".to_owned();
         assert_eq!(report.conclusion(), "converted, but it does not boot: no init");
+        report.boot = None;
+        assert_eq!(report.conclusion(), "converted; not boot-tested");
+        report.stops = vec![Stop { message: "no root".to_owned(), hint: String::new() }];
+        assert_eq!(report.conclusion(), "converted all the same, but it does not start as it is: no root");
         report.error = Some("no space".to_owned());
         assert_eq!(report.conclusion(), "failed: no space");
     }
@@ -286,6 +318,9 @@ mod tests {
         assert!(page.contains("web &lt;1&gt;.vmx") && !page.contains("web <1>"));
         assert!(page.contains("&lt;b&gt;login:&lt;/b&gt;") && !page.contains("<b>login"));
         assert!(page.contains("&amp; friends"));
+        assert!(page.contains("2026-11-28 19:00:00 UTC") && page.contains("VM &lt;Net&gt;"));
+        assert!(page.contains("qcow2 of 8 GiB, 2 GiB of it copied; the file takes 1 GiB"), "{page}");
+        assert!(page.contains(&format!("Written by vimg {}", env!("CARGO_PKG_VERSION"))));
         assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>\n"));
     }
 

@@ -4,6 +4,7 @@
 //!   stages    description -> disks -> inspection -> plan -> changes -> copies -> descriptions -> test boot
 //!   writers   who changes which file system
 //!   place     the output folder: complete or not there
+//!   space     whether it has room
 //!   boot      `vimg bootcheck` on the result
 //!   batch     many machines
 //! ```
@@ -15,6 +16,7 @@ mod boot;
 mod describe;
 mod place;
 mod runner;
+mod space;
 mod stages;
 mod writers;
 
@@ -38,11 +40,12 @@ use crate::progress::{ProgressArgs, Reporter};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit codes:
-  0  converted (and booted, with --bootcheck); planned, with --plan
-  1  not converted: nothing was written
+  0  converted (and booted, with --bootcheck); planned, with --plan, and nothing known is in the way
+  1  not converted: nothing was written; with --plan: it would not be
   3  converted, but it does not boot
   4  converted, but whether it boots could not be checked
-With --batch the worst of all machines: 1, 3, 4, 0.
+  5  converted with --force although it is known not to start, and no test boot has shown that it does
+With --batch the worst of all machines: 1, 3, 5, 4, 0.
 
 Examples:
   vimg v2v --plan web.vmx
@@ -123,7 +126,7 @@ pub(crate) struct Args {
     /// Windows: the drivers of the virtio-win project, unpacked or mounted; that of the disks is registered
     #[arg(long, value_name = "FOLDER", help_heading = "The guest's system")]
     virtio_win: Option<PathBuf>,
-    /// Convert although something is in the way of booting on KVM
+    /// Convert although something keeps the guest from starting on KVM (exit code 5)
     #[arg(long, help_heading = "The guest's system")]
     force: bool,
     /// How file systems are changed: auto, native (by vimg itself), or appliance (by a small Linux in a test machine)
@@ -185,6 +188,8 @@ pub(crate) struct Args {
 const NOT_BOOTED: u8 = 3;
 /// Converted, but whether it boots is not known.
 const NOT_CHECKED: u8 = 4;
+/// Converted because that was wanted, although what keeps it from starting is known.
+const STOPPED: u8 = 5;
 
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     let output = OutputFormat::parse(args.output.as_deref(), "v2v", app)?;
@@ -193,13 +198,19 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     if let Some(plan) = &args.batch {
         return batch::run(plan, args.jobs, &args.passed_on(app), &reporter.signal(), app);
     }
-    let mut report = Report { source: args.sources.join(", "), ..Report::default() };
+    let date = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+    let mut report = Report { source: args.sources.join(", "), date, ..Report::default() };
     let result = stages::convert(args, app, &reporter, &mut report);
     if let Err(Failure::Error { error, .. }) = &result {
         report.error = Some(error.to_string());
     }
     if output == OutputFormat::Json {
         app.print(&format!("{}\n", json::pretty(&report.document())))?;
+    }
+    // A plan is shown even if it would not be carried out.
+    let planned = args.plan && report.stage == Stage::Planned;
+    if planned && result.is_err() && output == OutputFormat::Human && !args.quiet {
+        tell(&report, args, app)?;
     }
     result.map_err(|failure| match failure {
         Failure::Error { error, .. } => reporter.failure(error),
@@ -214,8 +225,10 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
 
 fn exit(report: &Report) -> Exit {
     match report.boot.as_ref().map(|boot| boot.verdict.as_str()) {
-        None | Some("booted") => Exit::OK,
+        Some("booted") => Exit::OK,
         Some("not-booted") => Exit(NOT_BOOTED),
+        _ if !report.stops.is_empty() => Exit(STOPPED),
+        None => Exit::OK,
         Some(_) => Exit(NOT_CHECKED),
     }
 }
@@ -225,6 +238,12 @@ fn tell(report: &Report, args: &Args, app: &App) -> Outcome<()> {
     let mut text = String::new();
     if args.plan || app.global.verbose {
         text.push_str(&report.plan.to_text());
+        if !report.stops.is_empty() {
+            text.push_str("Keeps it from starting:\n");
+        }
+        for stop in &report.stops {
+            text.push_str(&format!(" - {}\n", stop.sentence()));
+        }
     }
     if report.stage == Stage::Converted {
         let name = &report.guest.name;
@@ -232,6 +251,9 @@ fn tell(report: &Report, args: &Args, app: &App) -> Outcome<()> {
         text.push_str(&format!("  changes   {}\n", report.plan.changes.len()));
         for file in report.disks.iter().map(|disk| &disk.output).chain(&report.files) {
             text.push_str(&format!("  written   {file}\n"));
+        }
+        for stop in &report.stops {
+            text.push_str(&format!("  stops     {}\n", stop.sentence()));
         }
         for to_do in &report.plan.to_do {
             text.push_str(&format!("  to do     {to_do}\n"));

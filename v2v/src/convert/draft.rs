@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::text::{self, Encoding};
 use super::tree::{Place, Tree};
-use crate::plan::{Action, Change, Plan};
+use crate::plan::{Action, Change, Plan, Stop};
 
 /// The most bytes of a text that is edited.
 const MOST_TEXT: u64 = 4 << 20;
@@ -23,11 +23,18 @@ pub(crate) struct Why {
     pub(crate) topic: &'static str,
     pub(crate) reason: String,
     pub(crate) undo: String,
+    /// The guest does not start by itself without it.
+    pub(crate) needed: bool,
 }
 
 impl Why {
     pub(crate) fn new(topic: &'static str, reason: impl Into<String>, undo: impl Into<String>) -> Self {
-        Self { topic, reason: reason.into(), undo: undo.into() }
+        Self { topic, reason: reason.into(), undo: undo.into(), needed: false }
+    }
+
+    /// The same of what the guest does not start by itself without.
+    pub(crate) fn needed(self, needed: bool) -> Self {
+        Self { needed, ..self }
     }
 }
 
@@ -68,11 +75,19 @@ pub(crate) struct Draft<'a> {
     index: HashMap<Place, usize>,
     pub(crate) left_alone: Vec<String>,
     pub(crate) to_do: Vec<String>,
+    pub(crate) stops: Vec<Stop>,
 }
 
 impl<'a> Draft<'a> {
     pub(crate) fn new(tree: &'a dyn Tree) -> Self {
-        Self { tree, pending: vec![], index: HashMap::new(), left_alone: vec![], to_do: vec![] }
+        Self {
+            tree,
+            pending: vec![],
+            index: HashMap::new(),
+            left_alone: vec![],
+            to_do: vec![],
+            stops: vec![],
+        }
     }
 
     pub(crate) fn tree(&self) -> &'a dyn Tree {
@@ -92,6 +107,14 @@ impl<'a> Draft<'a> {
         let note = note.into();
         if !self.to_do.contains(&note) {
             self.to_do.push(note);
+        }
+    }
+
+    /// Says once what keeps the guest from starting, in the words of an error, and the way out.
+    pub(crate) fn stop(&mut self, message: impl Into<String>, hint: impl Into<String>) {
+        let stop = Stop { message: message.into(), hint: hint.into() };
+        if !self.stops.contains(&stop) {
+            self.stops.push(stop);
         }
     }
 
@@ -286,7 +309,7 @@ impl<'a> Draft<'a> {
                 changes.push(change);
             }
         }
-        Ok(Plan { changes, left_alone: self.left_alone, to_do: self.to_do })
+        Ok(Plan { changes, left_alone: self.left_alone, to_do: self.to_do, stops: self.stops })
     }
 }
 
@@ -347,12 +370,26 @@ fn change(tree: &dyn Tree, pending: Pending) -> Result<Option<Change>> {
     };
     let (reason, undo) = (join(|why| &why.reason), join(|why| &why.undo));
     let topic = why.first().map_or("", |why| why.topic);
+    let needed = why.iter().any(|why| why.needed);
     let diff = match (old_text, new_text) {
         (Some(old), Some(new)) => text::diff(&old, &new),
         _ => vec![],
     };
     let Place { volume, path } = place;
-    Ok(Some(Change { volume, path, guest_path, action, topic, reason, undo, old_digest, new_digest, diff }))
+    let change = Change {
+        volume,
+        path,
+        guest_path,
+        action,
+        topic,
+        reason,
+        undo,
+        old_digest,
+        new_digest,
+        diff,
+        needed,
+    };
+    Ok(Some(change))
 }
 
 /// The text of a file that people can read.

@@ -12,7 +12,7 @@ use guestdisk::{Disks, Volume};
 
 use super::draft::{MOST_FILE, digest};
 use crate::initramfs::{self, Compression, Limits};
-use crate::plan::{Action, Plan};
+use crate::plan::{Action, Plan, Stop};
 
 /// The most bytes of an initramfs when it is unpacked.
 const MOST_UNPACKED: u64 = 1 << 30;
@@ -35,17 +35,31 @@ pub fn fit(plan: Plan, disks: &Disks) -> Result<Plan> {
         let path = change.guest_path.display().to_string();
         match &change.action {
             Action::Replace { .. } => fitted.changes.push(change),
-            Action::Append { bytes } => match tighter(volume, &change.path, bytes).context(|| path.clone())? {
-                Some(bytes) => {
-                    change.new_digest = digest(&bytes);
-                    change.action = Action::Replace { bytes };
-                    fitted.changes.push(change);
+            Action::Append { bytes } => {
+                match tighter(volume, &change.path, bytes).context(|| path.clone())? {
+                    Some(bytes) => {
+                        change.new_digest = digest(&bytes);
+                        change.action = Action::Replace { bytes };
+                        fitted.changes.push(change);
+                    }
+                    None => {
+                        let stop = Stop {
+                            message: format!(
+                                "{path} has no room for the drivers that it lacks, and it cannot grow on this file system"
+                            ),
+                            hint: "use the appliance (--backend appliance), or --bus sata".to_owned(),
+                        };
+                        match change.needed {
+                            true => fitted.stops.push(stop),
+                            false => fitted.to_do.push(stop.sentence()),
+                        }
+                    }
                 }
-                None => fitted.to_do.push(format!(
-                    "{path} has no room for the drivers that it lacks, and it cannot grow on this file system: use the appliance backend, or --bus sata."
-                )),
-            },
-            Action::Create { .. } | Action::CreateDirectory { .. } | Action::Symlink { .. } | Action::Remove => {
+            }
+            Action::Create { .. }
+            | Action::CreateDirectory { .. }
+            | Action::Symlink { .. }
+            | Action::Remove => {
                 fitted.to_do.push(format!(
                     "{path} ({}): not without the file system's own driver: {}",
                     change.action.name(),

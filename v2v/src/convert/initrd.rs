@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use block::Result;
+use guestdisk::boot::BootFile;
 
 use super::cmdline::Cmdlines;
 use super::draft::{Draft, Why};
@@ -19,7 +20,7 @@ use super::tables;
 use super::tree::Place;
 use super::units;
 use crate::inspect::{DriverPlace, Initramfs, Kernel, System};
-use crate::plan::TargetBus;
+use crate::plan::{Stop, TargetBus};
 use cpio::Archive;
 
 /// Modules that are added along with others where there are any: other ways to attach the same devices.
@@ -56,24 +57,26 @@ pub(crate) fn convert(
             without_initramfs(draft, kernel, &wanted, bus);
             continue;
         };
+        // What is started by itself may share its initramfs with what is not.
+        let shared = |other: &&Kernel| other.initrds.last() == Some(file);
+        let starts = system.kernels.iter().filter(shared).any(|kernel| kernel.default);
         if kernel.unified {
             unified(draft, kernel, &wanted, bus);
             continue;
         }
         let Some(found) = &kernel.initramfs else {
-            draft.ask(format!(
-                "The initramfs {} of kernel {} cannot be read, so it is not known whether it has {}.",
-                file.path.display(),
-                kernel.release,
-                bus.modules().join(", ")
-            ));
+            unreadable(draft, starts, kernel, file, &wanted);
             continue;
         };
         let place = Place { volume: file.volume, path: file.path.clone() };
         if !seen.insert(place.clone()) {
             continue;
         }
-        let mut work = Work { draft, system, kernel, found, place, lines, links };
+        if !found.problem.is_empty() {
+            damaged(draft, starts && !wanted.is_empty(), kernel, file, &found.problem);
+            continue;
+        }
+        let mut work = Work { draft, system, kernel, found, place, lines, links, starts };
         work.run(wanted, &mut missing)?;
     }
     Ok(missing)
@@ -91,15 +94,50 @@ fn absent(kernel: &Kernel, bus: TargetBus) -> Vec<&'static str> {
     bus.modules().iter().copied().filter(|name| !is_there(name)).collect()
 }
 
+/// Says what a kernel lacks: of the one that starts by itself, that keeps the guest from starting.
+fn lacks(draft: &mut Draft<'_>, starts: bool, message: String, hint: impl Into<String>) {
+    let stop = Stop { message, hint: hint.into() };
+    if starts {
+        let by_itself = "the kernel that starts by itself does not find its disk on KVM";
+        draft.stop(format!("{by_itself}: {}", stop.message), stop.hint);
+    } else {
+        draft.ask(stop.sentence());
+    }
+}
+
+fn unreadable(draft: &mut Draft<'_>, starts: bool, kernel: &Kernel, file: &BootFile, wanted: &[&str]) {
+    let (path, release) = (file.path.display(), &kernel.release);
+    let is_there = draft.tree().stat(&Place { volume: file.volume, path: file.path.clone() }).is_some();
+    if wanted.is_empty() || !is_there {
+        // Inspection has told of a file that is not there.
+        draft.leave(format!("The initramfs {path} of kernel {release} cannot be read, and stays as it is."));
+        return;
+    }
+    let message = format!(
+        "the initramfs {path} of kernel {release} cannot be read, so that it is not known whether it has {}",
+        wanted.join(", ")
+    );
+    lacks(draft, starts, message, "make it anew in the guest before it is moved");
+}
+
+fn damaged(draft: &mut Draft<'_>, starts: bool, kernel: &Kernel, file: &BootFile, problem: &str) {
+    let message = format!(
+        "the initramfs {} of kernel {} is damaged or of a kind that is not known ({problem}), so that nothing can be added to it",
+        file.path.display(),
+        kernel.release
+    );
+    lacks(draft, starts, message, "make it anew in the guest before it is moved");
+}
+
 fn without_initramfs(draft: &mut Draft<'_>, kernel: &Kernel, wanted: &[&str], bus: TargetBus) {
     // Of a kernel without a list of drivers nothing can be said.
     if !wanted.is_empty() && !kernel.drivers.is_empty() && !kernel.entries.is_empty() {
-        draft.ask(format!(
-            "Kernel {} is started without an initramfs and lacks {}: {}",
+        let message = format!(
+            "kernel {} is started without an initramfs and lacks {}",
             kernel.release,
-            wanted.join(", "),
-            other_way(bus)
-        ));
+            wanted.join(", ")
+        );
+        lacks(draft, kernel.default, message, other_way(bus));
     }
 }
 
@@ -109,20 +147,22 @@ fn unified(draft: &mut Draft<'_>, kernel: &Kernel, wanted: &[&str], bus: TargetB
             "The unified image of kernel {} has the drivers that are needed.",
             kernel.release
         ));
-    } else {
-        draft.ask(format!(
-            "The unified image of kernel {} lacks {}, and nothing can be added to it from outside: make it anew in the guest with these drivers before moving it, or {}",
-            kernel.release,
-            wanted.join(", "),
-            other_way(bus)
-        ));
+        return;
     }
+    let message = format!(
+        "the unified image of kernel {} lacks {}, and nothing can be added to it from outside",
+        kernel.release,
+        wanted.join(", ")
+    );
+    let hint =
+        format!("make it anew in the guest with these drivers before it is moved, or {}", other_way(bus));
+    lacks(draft, kernel.default, message, hint);
 }
 
 fn other_way(bus: TargetBus) -> &'static str {
     match bus {
-        TargetBus::Sata => "attach the disks to another bus.",
-        TargetBus::VirtioBlk | TargetBus::VirtioScsi => "use --bus sata.",
+        TargetBus::Sata => "attach the disks to another bus",
+        TargetBus::VirtioBlk | TargetBus::VirtioScsi => "use --bus sata",
     }
 }
 
@@ -135,6 +175,8 @@ struct Work<'a, 'b> {
     place: Place,
     lines: &'a Cmdlines<'a>,
     links: &'a [(String, Vec<u8>)],
+    /// It is of the kernel that starts by itself.
+    starts: bool,
 }
 
 /// What goes into the archive.
@@ -174,10 +216,11 @@ impl Work<'_, '_> {
             self.modules(&wanted, &mut contents)?;
         }
         self.names_within(&mut contents);
-        if contents.files.is_empty() || self.is_damaged() {
+        if contents.files.is_empty() {
             return Ok(());
         }
         let drivers = std::mem::take(&mut contents.drivers);
+        let lacked = !drivers.is_empty();
         let new = drivers.into_iter().filter(|name| !missing.drivers.contains(name));
         let new: Vec<_> = new.collect();
         missing.drivers.extend(new);
@@ -193,23 +236,10 @@ impl Work<'_, '_> {
             self.kernel.release,
             path.display()
         );
-        let why = Why::new("virtio-initramfs", contents.reasons.join("; "), undo);
+        let needed = self.starts && lacked;
+        let why = Why::new("virtio-initramfs", contents.reasons.join("; "), undo).needed(needed);
         self.draft.append(self.place.clone(), &path, bytes, why);
         Ok(())
-    }
-
-    /// Whether the archive ends before its end, or goes on as something else: Linux would not come to what is behind it.
-    fn is_damaged(&mut self) -> bool {
-        let problem = &self.found.problem;
-        if problem.is_empty() {
-            return false;
-        }
-        self.draft.ask(format!(
-            "The initramfs {} of kernel {} is damaged ({problem}), so that nothing can be added to it: that kernel does not start. Make it anew in the guest.",
-            self.place.path.display(),
-            self.kernel.release
-        ));
-        true
     }
 
     /// Whether the kernel's configuration in /boot has this line.
@@ -224,10 +254,11 @@ impl Work<'_, '_> {
         let tree = self.draft.tree();
         let Some(modules) = self.kernel.modules.as_ref().and_then(|folder| Modules::read(tree, folder))
         else {
-            self.draft.ask(format!(
-                "Kernel {release} has no {} in its initramfs, and its folder of modules (or modules.dep in it) is not there to take them from.",
+            let message = format!(
+                "kernel {release} has no {} in its initramfs, and its folder of modules (or modules.dep in it) is not there to take them from",
                 wanted.join(", ")
-            ));
+            );
+            lacks(self.draft, self.starts, message, "reinstall that kernel in the guest, or use --bus sata");
             return Ok(());
         };
         let wanted: Vec<_> = wanted.iter().copied().filter(|name| !modules.is_built_in(name)).collect();
@@ -238,11 +269,10 @@ impl Work<'_, '_> {
         let closure = match modules.closure(&wanted, &present) {
             Ok(closure) => closure,
             Err(error) => {
-                self.draft.ask(format!(
-                    "Kernel {release} cannot start from {}: {error}. Install a kernel that has it, or {}",
-                    wanted[0],
-                    other_way(if wanted.contains(&"ahci") { TargetBus::Sata } else { TargetBus::VirtioBlk })
-                ));
+                let message = format!("kernel {release} cannot start from {}: {error}", wanted[0]);
+                let bus = if wanted.contains(&"ahci") { TargetBus::Sata } else { TargetBus::VirtioBlk };
+                let hint = format!("install a kernel that has it, or {}", other_way(bus));
+                lacks(self.draft, self.starts, message, hint);
                 return Ok(());
             }
         };
@@ -260,10 +290,11 @@ impl Work<'_, '_> {
             }
         }
         if let Some(absent) = modules.absent(tree, &added) {
-            self.draft.ask(format!(
-                "Kernel {release} has no {} in its initramfs, and {absent}, which modules.dep lists, is not there: it does not start on KVM. Reinstall that kernel, or remove what is left of it.",
+            let message = format!(
+                "kernel {release} has no {} in its initramfs, and {absent}, which modules.dep lists, is not there",
                 wanted.join(", ")
-            ));
+            );
+            lacks(self.draft, self.starts, message, "reinstall that kernel, or remove what is left of it");
             return Ok(());
         }
         self.take(&modules, &added, contents)?;

@@ -243,6 +243,54 @@ fn unified_images_and_kernels_alone() {
     assert!(planned(&tree, &system).0.to_do.is_empty());
 }
 
+/// What is only to do of a kernel that somebody has to choose keeps the guest from starting if it is the one that starts by
+/// itself.
+#[test]
+fn what_the_kernel_that_starts_by_itself_lacks_stops_the_guest() {
+    let stop = |tree: &Memory, system: &System| {
+        let mut system = system.clone();
+        let (other, _) = planned(tree, &system);
+        assert!(other.stops.is_empty() && other.to_do.len() == 1, "{other:?}");
+        system.kernels[0].default = true;
+        let (plan, _) = planned(tree, &system);
+        assert!(plan.to_do.is_empty() && plan.stops.len() == 1, "{:?}", plan.stops);
+        plan.stops[0].sentence()
+    };
+    // Nobody can read it.
+    let (tree, mut system) = guest(&debian(), ".ko");
+    system.kernels[0].initramfs = None;
+    assert!(stop(&tree, &system).contains("cannot be read"));
+    // Nor to its end.
+    let mut half = debian();
+    half.truncate(half.len() / 2);
+    let (tree, damaged) = guest(&half, ".ko");
+    assert!(stop(&tree, &damaged).contains("is damaged"));
+    // Nothing to add.
+    let (mut tree, mut bare) = guest(&debian(), ".ko");
+    tree.files.retain(|path, _| !path.starts_with("/usr/lib/modules"));
+    bare.kernels[0].modules = None;
+    assert!(stop(&tree, &bare).contains("--bus sata"));
+    let (tree, mut unified) = guest(&debian(), ".ko");
+    unified.kernels[0].unified = true;
+    assert!(stop(&tree, &unified).contains("nothing can be added"));
+    // Its drivers are in the kernel: an initramfs that nobody can read is no matter.
+    for name in TargetBus::VirtioBlk.modules() {
+        system.kernels[0].drivers.push(Driver { name: (*name).to_owned(), place: DriverPlace::BuiltIn });
+    }
+    system.kernels[0].drivers.remove(0);
+    system.kernels[0].default = true;
+    let (plan, _) = planned(&guest(&debian(), ".ko").0, &system);
+    assert!(plan.stops.is_empty() && plan.to_do.is_empty() && plan.left_alone.len() == 1, "{plan:?}");
+}
+
+#[test]
+fn drivers_are_needed_where_the_guest_starts_by_itself() {
+    let (tree, mut system) = guest(&debian(), ".ko");
+    assert!(!planned(&tree, &system).0.changes.iter().any(|change| change.needed));
+    system.kernels[0].default = true;
+    assert!(planned(&tree, &system).0.changes.iter().any(|change| change.needed));
+}
+
 #[test]
 fn nash_is_told_what_to_load() {
     let init = "#!/bin/nash\nmount -t proc /proc /proc\ninsmod /lib/scsi_mod.ko \ninsmod /lib/mptspi.ko \nmkblkdevs\nresume LABEL=x\nmkrootdev -t ext3 -o defaults,ro sda1\n";

@@ -10,7 +10,8 @@ use super::draft::{Draft, Why};
 use super::names::Reader;
 use super::text::{each_line, first_word};
 use super::tree::Place;
-use crate::inspect::System;
+use crate::inspect::{Obstacle, System};
+use crate::plan::Stop;
 
 const UNDO: &str = "put the lines of the diff that begin with '-' back";
 const REASON: &str = "kernels are started with a root file system and consoles that exist on KVM";
@@ -63,6 +64,13 @@ pub(crate) fn convert(draft: &mut Draft<'_>, system: &System, lines: &Cmdlines<'
     unknown.sort();
     unknown.dedup();
     for name in unknown {
+        // Inspection has told of a root that is not there.
+        let told = |obstacle: &Obstacle| {
+            obstacle.code == "root-missing" && obstacle.message.contains(&format!("'{name}'"))
+        };
+        if system.obstacles.iter().any(told) {
+            continue;
+        }
         draft.ask(format!(
             "{name}, which a boot loader's configuration names, is on none of the given disks."
         ));
@@ -70,7 +78,19 @@ pub(crate) fn convert(draft: &mut Draft<'_>, system: &System, lines: &Cmdlines<'
     if draft.exists("/etc/lilo.conf")
         && !system.loaders.iter().any(|config| config.loader == Loader::GrubLegacy)
     {
-        draft.ask("LILO keeps the root device in its map file, which only lilo itself writes: run lilo in the guest, or keep the disk's name with --bus sata.");
+        lilo(draft, system, lines);
+    }
+}
+
+fn lilo(draft: &mut Draft<'_>, system: &System, lines: &Cmdlines<'_>) {
+    let stop = Stop {
+        message: "LILO keeps the root device in its map file, which only lilo itself writes".to_owned(),
+        hint: "run lilo in the guest, or keep the disk's name with --bus sata".to_owned(),
+    };
+    // Where nothing else offers a kernel, it is what starts the guest.
+    match system.entries.is_empty() && lines.names.prefix() != "sd" {
+        true => draft.stop(stop.message, stop.hint),
+        false => draft.ask(stop.sentence()),
     }
 }
 

@@ -44,7 +44,7 @@ mod windows;
 use block::Result;
 use guestdisk::Disks;
 
-use crate::guest::{Guest, Origin};
+use crate::guest::{FirmwareKind, Guest, Origin};
 use crate::inspect::{Inspection, System, SystemKind};
 use crate::names::DiskNames;
 use crate::plan::{Plan, PlanOptions};
@@ -67,7 +67,7 @@ pub(crate) fn linux(
     let mut draft = Draft::new(tree);
     let from_elsewhere = guest.origin != Origin::Kvm;
     let lines = Cmdlines { names, from_xen: from_elsewhere, add_serial: options.serial_console };
-    tables::convert(&mut draft, names, system.root);
+    tables::convert(&mut draft, names, system);
     units::convert(&mut draft, names);
     loaders::convert(&mut draft, system, &lines);
     services::lvm_devices(&mut draft);
@@ -88,7 +88,7 @@ pub(crate) fn linux(
     if !options.keep_tools {
         services::tools(&mut draft, system);
     }
-    uefi::convert(&mut draft, system);
+    uefi::convert(&mut draft, system, guest.firmware.kind == Some(FirmwareKind::Uefi));
     if options.autorelabel && system.selinux {
         let why = Why::new(
             "selinux",
@@ -141,7 +141,8 @@ pub(crate) fn plan(
             }
             SystemKind::Other => windows::other(system),
         };
-        whole.add(one);
+        let starts = inspection.systems.len() == 1 || system.entries.iter().any(|entry| entry.default);
+        whole.add(if starts { one } else { one.of_another() });
     }
     Ok(whole)
 }

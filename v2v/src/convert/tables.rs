@@ -1,9 +1,13 @@
 //! fstab, crypttab and what else names devices outside of boot loaders.
 
+use std::path::Path;
+
 use super::draft::{Draft, Why};
 use super::lvm;
 use super::names::{Names, Reader, Verdict};
 use super::text::{each_line, map_devices};
+use crate::inspect::{Mount, System};
+use crate::plan::Stop;
 
 /// File systems that only the tools of another hypervisor can mount.
 const FOREIGN_FOLDERS: [&str; 6] = ["vmhgfs", "fuse.vmhgfs-fuse", "vboxsf", "prl_fs", "fuse.vmhgfs", "xenfs"];
@@ -18,17 +22,21 @@ fn why(reason: &str) -> Why {
 }
 
 /// Everything in this file's care.
-pub(crate) fn convert(draft: &mut Draft<'_>, names: &Names, root: usize) {
+pub(crate) fn convert(draft: &mut Draft<'_>, names: &Names, system: &System) {
     let mut unknown = vec![];
     draft.edit("/etc/fstab", why("file systems are mounted by names that exist on KVM"), |text| {
-        fstab_of(text, names, Some(root), &mut unknown)
+        fstab_of(text, names, Some(system.root), &mut unknown)
     });
+    for (spec, path) in unknown {
+        ambiguous(draft, system, &spec, &path);
+    }
+    let mut unknown = vec![];
     draft.edit("/etc/crypttab", why("encrypted volumes are found by names that exist on KVM"), |text| {
         crypttab(text, names, &mut unknown)
     });
     for name in unknown {
         draft.ask(format!(
-            "{name} is on none of the given disks: give that disk too, or add nofail to its line or remove it, since systemd waits for it."
+            "/etc/crypttab: {name} is on none of the given disks: give that disk too, or add nofail to its line or remove it, since systemd waits for it."
         ));
     }
     let resume = why("the swap space to resume from is found by a name that exists on KVM");
@@ -49,6 +57,27 @@ pub(crate) fn convert(draft: &mut Draft<'_>, names: &Names, root: usize) {
     let lvm = why("LVM's filter accepts the disks by their names on KVM");
     for path in ["/etc/lvm/lvm.conf", "/etc/lvm/lvmlocal.conf"] {
         draft.edit(path, lvm.clone(), |text| lvm::conf(text, names));
+    }
+}
+
+/// A line of fstab without a name on KVM. Inspection has told of what is on none of the disks.
+fn ambiguous(draft: &mut Draft<'_>, system: &System, spec: &str, path: &str) {
+    let of_line = |mount: &&Mount| mount.spec == spec && mount.path == Path::new(path);
+    if system.mounts.iter().find(of_line).is_some_and(|mount| mount.volume.is_none()) {
+        if !system.obstacles.iter().any(|found| found.fatal && found.message.contains(&format!("'{spec}'"))) {
+            draft.ask(format!(
+                "/etc/fstab: {spec} is on none of the given disks: give that disk too, or add nofail to its line or remove it, since systemd waits for it."
+            ));
+        }
+        return;
+    }
+    let stop = Stop {
+        message: format!("/etc/fstab: which disk is meant by {spec} for {path} cannot be told"),
+        hint: "give the machine's description rather than its disks alone, or have the line say UUID= in the guest".to_owned(),
+    };
+    match path {
+        "none" | "swap" => draft.ask(stop.sentence()),
+        _ => draft.stop(stop.message, stop.hint),
     }
 }
 
@@ -80,12 +109,13 @@ fn becomes(names: &Names, name: &str, reader: Reader) -> Option<String> {
 }
 
 /// The first field of every line; the columns stay where they are as far as there is room.
-pub(crate) fn fstab(text: &str, names: &Names, unknown: &mut Vec<String>) -> String {
+/// Lines without a name on KVM go to `unknown`, by their first two fields.
+pub(crate) fn fstab(text: &str, names: &Names, unknown: &mut Vec<(String, String)>) -> String {
     fstab_of(text, names, None, unknown)
 }
 
 /// The same for a system whose root is known: what is mounted at `/` is that volume, whatever the name means.
-fn fstab_of(text: &str, names: &Names, root: Option<usize>, unknown: &mut Vec<String>) -> String {
+fn fstab_of(text: &str, names: &Names, root: Option<usize>, unknown: &mut Vec<(String, String)>) -> String {
     // Which names mean which: two disks of different kinds, counted each from the first, are not one.
     let of_root = root.and_then(|root| names.of_volume(root, Reader::Tags));
     let mut taken: Vec<(String, String)> = vec![];
@@ -129,7 +159,7 @@ fn fstab_of(text: &str, names: &Names, root: Option<usize>, unknown: &mut Vec<St
             Verdict::Unknown => {
                 let may_lack = field(3).split(',').any(|option| matches!(option, "noauto" | "nofail"));
                 if !may_lack {
-                    unknown.push(format!("/etc/fstab: {}", field(0)));
+                    unknown.push((field(0).to_owned(), field(1).to_owned()));
                 }
                 changed
             }
@@ -159,7 +189,7 @@ pub(crate) fn crypttab(text: &str, names: &Names, unknown: &mut Vec<String>) -> 
             Verdict::Stays => None,
             Verdict::Becomes(new) => Some(replace_field(line, (at, len), &new)),
             Verdict::Unknown => {
-                unknown.push(format!("/etc/crypttab: {name}"));
+                unknown.push(name.to_owned());
                 None
             }
         }
@@ -225,7 +255,7 @@ tmpfs /tmp tmpfs defaults 0 0";
             .replace("/dev/sda2\tnone", &format!("UUID={SWAP}\tnone"))
             .replace("allow_other", "allow_other,nofail");
         assert_eq!(new, expected);
-        assert_eq!(unknown, ["/etc/fstab: /dev/sdc1"]);
+        assert_eq!(unknown, [("/dev/sdc1".to_owned(), "/data".to_owned())]);
         assert_eq!(fstab(&new, &vmware(), &mut vec![]), new, "edited twice");
     }
 
@@ -295,7 +325,8 @@ tmpfs /tmp tmpfs defaults 0 0";
         let expected =
             text.replace("/dev/sda1", &format!("UUID={ROOT}")).replace("/dev/sda2", &format!("UUID={SWAP}"));
         assert_eq!(new, expected);
-        assert_eq!(unknown, ["/etc/fstab: /dev/nvme0n1p1"]);
+        assert_eq!(unknown.len(), 1);
+        assert_eq!(unknown[0].0, "/dev/nvme0n1p1");
         assert_eq!(fstab_of(&new, &names, Some(0), &mut vec![]), new, "edited twice");
         let subvolumes = format!("UUID={ROOT} / btrfs subvol=@\n/dev/sda1 /home btrfs subvol=@home\n");
         let new = fstab_of(&subvolumes, &names, Some(0), &mut vec![]);

@@ -13,6 +13,7 @@ use super::draft::{Draft, MOST_FILE, Why};
 use super::loaders::guest_path;
 use super::tree::Place;
 use crate::inspect::System;
+use crate::plan::Stop;
 
 /// The suffixes of loaders' names by architecture.
 const ARCHITECTURES: [(&str, &str); 4] = [
@@ -30,8 +31,8 @@ fn why() -> Why {
     )
 }
 
-/// Everything in this file's care.
-pub(crate) fn convert(draft: &mut Draft<'_>, system: &System) {
+/// Everything in this file's care. `only`: the machine is started by UEFI.
+pub(crate) fn convert(draft: &mut Draft<'_>, system: &System, only: bool) {
     let Some(volume) = system.esp.filter(|_| system.fallback_loader.is_none()) else { return };
     let at = |path: PathBuf| Place { volume, path };
     let Some(efi) = child(draft, &at("/".into()), "EFI") else { return };
@@ -49,7 +50,14 @@ pub(crate) fn convert(draft: &mut Draft<'_>, system: &System) {
     });
     let Some((vendor, folder, names, copies)) = found else {
         if !vendors.iter().any(|vendor| vendor.eq_ignore_ascii_case("microsoft")) {
-            draft.ask("The EFI system partition has no \\EFI\\BOOT loader, and none was found that could be copied there.");
+            let stop = Stop {
+                message: "the EFI system partition has no \\EFI\\BOOT loader, and none was found that could be copied there".to_owned(),
+                hint: "install a boot loader there in the guest (grub-install --removable, bootctl install)".to_owned(),
+            };
+            match only {
+                true => draft.stop(stop.message, stop.hint),
+                false => draft.ask(stop.sentence()),
+            }
         }
         return;
     };
@@ -140,7 +148,7 @@ mod tests {
         let mut system = system();
         system.esp = Some(1);
         let mut draft = Draft::new(tree);
-        convert(&mut draft, &system);
+        convert(&mut draft, &system, false);
         let plan = draft.finish().unwrap();
         plan.changes.into_iter().map(|change| (change.path.display().to_string(), change.action)).collect()
     }

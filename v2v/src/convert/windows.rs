@@ -21,7 +21,7 @@ use super::draft::{Draft, MOST_FILE, Why};
 use super::tree::{Place, Tree};
 use super::uefi::child;
 use crate::inspect::{System, Windows};
-use crate::plan::{Plan, PlanOptions, TargetBus};
+use crate::plan::{Plan, PlanOptions, Stop, TargetBus};
 use drivers::Drivers;
 use registry::Registry;
 
@@ -53,11 +53,18 @@ pub(super) fn convert(tree: &dyn Tree, system: &System, options: &PlanOptions) -
     let mut draft = Draft::new(tree);
     fallback_loader(&mut draft, system);
     let Some(facts) = &system.windows else {
-        draft.ask(format!(
-            "{} cannot be prepared for its new disk controller: its registry was not read. Attach its disks by SATA (--bus \
-             sata); Windows 8 and later have a driver for it.",
-            system.product
-        ));
+        let stop = Stop {
+            message: format!(
+                "{} cannot be prepared for its new disk controller: its registry was not read",
+                system.product
+            ),
+            hint: "attach its disks by SATA (--bus sata); Windows 8 and later have a driver for it"
+                .to_owned(),
+        };
+        match options.bus {
+            TargetBus::Sata => draft.ask(format!("{}.", stop.message)),
+            TargetBus::VirtioBlk | TargetBus::VirtioScsi => draft.stop(stop.message, stop.hint),
+        }
         return draft.finish();
     };
     let mut registry = Registry::open(&mut draft, system.root, facts)?;
@@ -105,10 +112,8 @@ fn without_drivers(draft: &mut Draft<'_>, system: &System, facts: &Windows, stor
 fn sata(draft: &mut Draft<'_>, registry: &mut Registry, system: &System, facts: &Windows) {
     let names = if facts.driver_database { ["storahci", "msahci"] } else { ["msahci", "storahci"] };
     let Some(name) = names.into_iter().find(|name| registry.has(&facts.service(name))) else {
-        draft.ask(format!(
-            "{} has no driver for SATA (neither storahci nor msahci): install one in the guest first.",
-            system.product
-        ));
+        let message = format!("{} has no driver for SATA (neither storahci nor msahci)", system.product);
+        draft.stop(message, "install one in the guest first");
         return;
     };
     start_at_boot(registry, facts, name);

@@ -20,6 +20,7 @@ mod fstab;
 mod initrds;
 mod kernels;
 mod loaders;
+mod missing;
 mod network;
 mod obstacles;
 mod release;
@@ -87,8 +88,10 @@ pub fn inspect_again(disks: &Disks, names: &DiskNames, before: &Inspection) -> R
 fn look(disks: &Disks, names: &DiskNames, known: &[Arc<Seen>]) -> Result<Inspection> {
     let mut found = Inspection { problems: disks.problems().to_vec(), ..Inspection::default() };
     found.systems = roots(disks, names, &mut found.problems);
+    let several = found.systems.len() > 1;
     for system in &mut found.systems {
-        fill(disks, names, system, known, &mut found.problems);
+        let starts = !several || system.entries.iter().any(|entry| entry.default);
+        fill(disks, names, system, known, &mut found.problems, starts);
     }
     if let Some(windows) = windows::find(disks, found.systems.is_empty()) {
         found.systems.push(windows);
@@ -142,6 +145,7 @@ fn fill(
     system: &mut System,
     known: &[Arc<Seen>],
     problems: &mut Vec<String>,
+    starts: bool,
 ) {
     let names = &with_arrays(disks, names, system);
     let view = GuestView::with_names(disks, system, names);
@@ -151,5 +155,5 @@ fn fill(
     tools::fill(&view, system);
     network::fill(&view, system);
     devices::fill(disks, names, &view, system);
-    obstacles::fill(disks, names, &view, system);
+    obstacles::fill(disks, names, &view, system, starts);
 }

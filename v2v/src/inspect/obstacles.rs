@@ -3,7 +3,7 @@
 use guestdisk::Disks;
 use guestdisk::detect::Kind;
 
-use super::{DRIVERS, DriverPlace, Inspection, Kernel, Obstacle, System};
+use super::{DRIVERS, DriverPlace, Inspection, Kernel, Obstacle, System, missing};
 use crate::names::{DiskNames, is_unstable};
 use crate::view::GuestView;
 
@@ -13,7 +13,8 @@ const SIGNATURE: u64 = 4086;
 const SLEEPING: [&[u8]; 3] = [b"S1SUSPEND\0", b"S2SUSPEND\0", b"ULSUSPEND\0"];
 
 /// Finds what is in the way of a Linux.
-pub(super) fn fill(disks: &Disks, names: &DiskNames, view: &GuestView, system: &mut System) {
+/// `starts`: it is the one that starts by itself.
+pub(super) fn fill(disks: &Disks, names: &DiskNames, view: &GuestView, system: &mut System, starts: bool) {
     let mut found = vec![];
     selinux(view, system);
     for kernel in &system.kernels {
@@ -36,7 +37,8 @@ pub(super) fn fill(disks: &Disks, names: &DiskNames, view: &GuestView, system: &
         });
     }
     found.extend(order(disks, names, system));
-    found.extend(of_mounts(view, system));
+    found.extend(of_mounts(view));
+    found.extend(missing::find(disks, names, view, system, starts));
     found.extend(of_volumes(disks));
     found.extend(root_on_array(disks, system));
     system.obstacles = found;
@@ -152,8 +154,8 @@ fn order(disks: &Disks, names: &DiskNames, system: &System) -> Option<Obstacle> 
     })
 }
 
-/// File systems that were not left cleanly, and what fstab names in vain.
-fn of_mounts(view: &GuestView, system: &System) -> Vec<Obstacle> {
+/// File systems that were not left cleanly.
+fn of_mounts(view: &GuestView) -> Vec<Obstacle> {
     let mut found = vec![];
     let mut seen = vec![];
     for mount in view.mounts() {
@@ -170,31 +172,7 @@ fn of_mounts(view: &GuestView, system: &System) -> Vec<Obstacle> {
             fatal: false,
         }));
     }
-    let in_vain = system.mounts.iter().filter(|mount| {
-        let needed = !mount.options.split(',').any(|option| matches!(option, "noauto" | "nofail"));
-        let device = mount.spec.starts_with("/dev/") || mount.spec.contains('=');
-        needed && device && mount.volume.is_none() && !is_network(&mount.kind) && !is_optical(&mount.spec)
-    });
-    found.extend(in_vain.map(|mount| Obstacle {
-        code: "mount-missing",
-        message: format!(
-            "fstab line {}: '{}' for {} is on none of the disks",
-            mount.line,
-            mount.spec,
-            mount.path.display()
-        ),
-        hint: "give all disks of the guest, or expect it to wait for this one when it starts".into(),
-        fatal: false,
-    }));
     found
-}
-
-fn is_network(kind: &str) -> bool {
-    matches!(kind, "nfs" | "nfs4" | "cifs" | "smb3" | "glusterfs" | "ceph" | "9p" | "virtiofs" | "vboxsf")
-}
-
-fn is_optical(spec: &str) -> bool {
-    ["/dev/sr", "/dev/cdrom", "/dev/dvd", "/dev/fd", "/dev/scd"].iter().any(|start| spec.starts_with(start))
 }
 
 /// Arrays that cannot be read, that lack members, or that cannot be changed.

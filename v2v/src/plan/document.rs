@@ -4,17 +4,18 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::{Action, Change, Plan};
+use super::{Action, Change, Plan, Stop};
 
 impl Plan {
     /// The plan as JSON: `changes` (each with `volume`, `path`, `guest-path`, `action`, `topic`, `reason`, `undo`,
-    /// `old-sha256`, `new-sha256`, `bytes`, `diff`, and `mode` or `target` where there is one), `left-alone`, `to-do`.
+    /// `old-sha256`, `new-sha256`, `bytes`, `diff`, and `mode` or `target` where there is one), `left-alone`, `to-do`, `stops`.
     /// Contents are not in it.
     pub fn to_json(&self) -> Value {
         json!({
             "changes": self.changes.iter().map(change).collect::<Vec<_>>(),
             "left-alone": self.left_alone,
             "to-do": self.to_do,
+            "stops": self.stops.iter().map(Stop::sentence).collect::<Vec<_>>(),
         })
     }
 
@@ -120,11 +121,17 @@ mod tests {
             topic: "device-name",
             reason: "names".to_owned(),
             undo: "put it back".to_owned(),
+            needed: false,
             old_digest: "aa".to_owned(),
             new_digest: "bb".to_owned(),
             diff: vec!["-\u{1b}[2Jold".to_owned(), "+new".to_owned()],
         };
-        Plan { changes: vec![change], left_alone: vec![], to_do: vec!["Say so.".to_owned()] }
+        Plan {
+            changes: vec![change],
+            left_alone: vec![],
+            to_do: vec!["Say so.".to_owned()],
+            ..Plan::default()
+        }
     }
 
     #[test]

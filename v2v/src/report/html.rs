@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{BootTest, Report, ReportedDisk, Stage};
 use crate::inspect::{DriverPlace, Kernel, System};
-use crate::plan::Change;
+use crate::plan::{Change, Stop};
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--line:#8884;--good:#1a7f37;--bad:#c62828;--soft:#8882}\
@@ -40,8 +40,11 @@ pub(super) fn page(report: &Report) -> String {
 fn verdict(out: &mut String, report: &Report) {
     let good = report.error.is_none()
         && report.stage == Stage::Converted
+        && (report.stops.is_empty() || report.boot.is_some())
         && report.boot.as_ref().is_none_or(|boot| boot.verdict == "booted");
-    let bad = report.error.is_some() || report.boot.as_ref().is_some_and(|boot| boot.verdict == "not-booted");
+    let bad = report.error.is_some()
+        || report.boot.as_ref().is_some_and(|boot| boot.verdict == "not-booted")
+        || !report.stops.is_empty() && report.boot.is_none();
     let class = if bad {
         "bad"
     } else if good {
@@ -50,6 +53,8 @@ fn verdict(out: &mut String, report: &Report) {
         ""
     };
     add(out, format_args!("<p class=\"verdict {class}\">{}</p>\n", escape(&sentence(&report.conclusion()))));
+    let stops: Vec<_> = report.stops.iter().map(Stop::sentence).collect();
+    list(out, "What keeps it from starting", &stops);
     list(out, "What a person has to do", &report.plan.to_do);
     list(out, "Warnings", &report.warnings);
 }
@@ -57,6 +62,9 @@ fn verdict(out: &mut String, report: &Report) {
 fn found(out: &mut String, report: &Report) {
     out.push_str("<h2>What was found</h2>\n<table>\n");
     row(out, "Source", &report.source);
+    if !report.date.is_empty() {
+        row(out, "Begun", &report.date.replace('T', " ").replace('Z', " UTC"));
+    }
     let guest = &report.guest;
     if let Some(memory) = guest.memory_bytes {
         row(out, "Memory", &block::size::human(memory));
@@ -193,10 +201,17 @@ fn written(out: &mut String, report: &Report) {
     for disk in report.disks.iter().filter(|disk| any(disk)) {
         let copied = block::size::human(disk.copied_bytes);
         let size = block::size::human(disk.size_bytes);
-        row(out, &disk.output, &format!("{} of {size}, {copied} of it copied", disk.output_format));
+        let taken = match disk.taken_bytes {
+            0 => String::new(),
+            bytes => format!("; the file takes {}", block::size::human(bytes)),
+        };
+        row(out, &disk.output, &format!("{} of {size}, {copied} of it copied{taken}", disk.output_format));
     }
     for file in &report.files {
         row(out, file, "");
+    }
+    for network in &report.networks {
+        row(out, "Network card", network);
     }
     out.push_str("</table>\n");
 }

@@ -69,11 +69,12 @@ pub(super) fn run(
     Ok(Exit(worst(&done)))
 }
 
-/// The exit code of all: a failure before a guest that does not boot, that before one of which nothing is known.
+/// The exit code of all: a failure before a guest that does not boot, that before one that is known not to start, that
+/// before one of which nothing is known.
 fn worst(done: &[Done]) -> u8 {
     let has = |code: u8| done.iter().any(|done| done.exit == code);
-    let other = done.iter().map(|done| done.exit).find(|code| !matches!(code, 0 | 3 | 4));
-    other.or_else(|| [3, 4].into_iter().find(|code| has(*code))).unwrap_or(0)
+    let other = done.iter().map(|done| done.exit).find(|code| !matches!(code, 0 | 3 | 4 | 5));
+    other.or_else(|| [3, 5, 4].into_iter().find(|code| has(*code))).unwrap_or(0)
 }
 
 fn summary(done: &[Done]) -> Value {
@@ -82,7 +83,8 @@ fn summary(done: &[Done]) -> Value {
         "converted": count(0),
         "not-booted": count(3),
         "not-checked": count(4),
-        "failed": done.len() - count(0) - count(3) - count(4),
+        "stopped": count(5),
+        "failed": done.len() - count(0) - count(3) - count(4) - count(5),
         "guests": done.iter().map(|done| json!({
             "source": done.source,
             "exit": done.exit,
@@ -324,9 +326,14 @@ mod tests {
             document: Value::Null,
             complaints: String::new(),
         };
-        for (codes, all) in
-            [(vec![], 0), (vec![0, 4], 4), (vec![4, 3], 3), (vec![3, 1, 0], 1), (vec![0, 0], 0)]
-        {
+        for (codes, all) in [
+            (vec![], 0),
+            (vec![0, 4], 4),
+            (vec![4, 3], 3),
+            (vec![3, 1, 0], 1),
+            (vec![0, 0], 0),
+            (vec![4, 5], 5),
+        ] {
             assert_eq!(worst(&codes.into_iter().map(done).collect::<Vec<_>>()), all);
         }
     }

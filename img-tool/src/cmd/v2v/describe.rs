@@ -11,7 +11,7 @@ use v2v::guest::{Bus, FirmwareKind, Guest};
 use v2v::inspect::SystemKind;
 use v2v::report::Report;
 use v2v::target::{
-    Machine, NetworkMap, NicModel, OsFacts, OutputDisk, TargetSpec, kubevirt, libvirt, ova, ovf, proxmox,
+    Connection, Machine, NetworkMap, NicModel, OsFacts, OutputDisk, TargetSpec, kubevirt, libvirt, ova, ovf, proxmox,
     qemu,
 };
 
@@ -48,6 +48,7 @@ pub(super) fn write(
     let machine = Machine::new(&report.guest, &spec(context, report, place)?)?;
     report.warnings.extend(machine.notes.iter().cloned());
     report.warnings.extend(unused_rules(context, &report.guest));
+    report.networks = networks(&report.guest, &machine);
     let name = report.guest.name.clone();
     for target in &context.args.target {
         let texts = match target.as_str() {
@@ -75,6 +76,20 @@ pub(super) fn write(
         }
     }
     Ok(())
+}
+
+/// What each card was connected to, and is now.
+fn networks(guest: &Guest, machine: &Machine) -> Vec<String> {
+    let card = |(old, new): (&v2v::guest::Nic, &v2v::target::MachineNic)| {
+        let mac = new.mac.as_deref().unwrap_or("address not known");
+        let from = old.network_name.as_deref().map_or(String::new(), |name| format!(", was on '{name}'"));
+        let kind = match &new.connection {
+            Connection::Network(_) => "network",
+            Connection::Bridge(_) => "bridge",
+        };
+        format!("{mac} ({}){from}: {kind} '{}'", new.model, new.connection.name())
+    };
+    guest.nics.iter().zip(&machine.nics).map(card).collect()
 }
 
 /// Rules for networks that the machine does not have: most often a name that is not written as the source has it.

@@ -16,14 +16,14 @@ use v2v::convert::in_place;
 use v2v::guest::{Bus, DiskImage, FirmwareKind, Guest, Nic};
 use v2v::inspect::{Inspection, System, SystemKind, inspect_again, inspect_with};
 use v2v::names::DiskNames;
-use v2v::plan::{self, Action, Plan, PlanOptions, TargetBus};
+use v2v::plan::{self, Action, Plan, PlanOptions, Stop, TargetBus};
 use v2v::report::{BootTest, Report, ReportedDisk, Stage};
 use v2v::source::{self, SourceOptions};
 use v2v::target::ova;
 
 use super::runner::runner;
 use super::writers::{Backend, Known, Writers};
-use super::{Args, boot, describe, place};
+use super::{Args, boot, describe, place, space};
 use crate::app::App;
 use crate::exit::{Failure, Outcome};
 use crate::progress::Reporter;
@@ -31,8 +31,6 @@ use crate::sandbox;
 
 /// Changes to a guest are small: an initramfs or two that are packed anew.
 const MOST_CHANGES: u64 = 16 << 30;
-/// Kept free in the output's file system, for metadata.
-const MARGIN: u64 = 16 << 20;
 /// Memory for the test boot of a machine whose source says nothing.
 const TEST_MEMORY: u64 = 1 << 30;
 
@@ -54,6 +52,11 @@ impl Opened {
             offset += own.len.max(1);
         }
         Ok(false)
+    }
+
+    /// As it is going to be copied.
+    pub(super) fn device(&self) -> &dyn BlockDevice {
+        &*self.overlay
     }
 
     /// As the writer of packages wants it.
@@ -170,7 +173,9 @@ impl Context<'_> {
         report.plan = timed(report, "plan", |report| self.plan(&disks, report))?;
         report.stage = Stage::Planned;
         self.check_cancelled()?;
+        self.refuse_stops(report)?;
         let Some(place) = &mut place else { return Ok(()) };
+        report.warnings.extend(space::check(&opened, place, self.args, self.format)?);
         if !report.plan.changes.is_empty() {
             timed(report, "changes", |report| self.change(&disks, report))?;
             drop(disks);
@@ -320,21 +325,18 @@ impl Context<'_> {
         if self.args.no_changes {
             return Ok(Plan::default());
         }
-        self.refuse_obstacles(&report.inspection)?;
-        if self.args.plan {
-            // A plan is shown all the same.
-            let obstacles = report.inspection.systems.iter().flat_map(|system| &system.obstacles);
-            let fatal = obstacles.filter(|obstacle| obstacle.fatal);
-            report.warnings.extend(fatal.map(|obstacle| {
-                format!("It will not be converted without --force: {} ({}).", obstacle.message, obstacle.hint)
-            }));
+        if report.inspection.systems.is_empty() && !self.args.force {
+            let error = Error::new(ErrorKind::NotFound, "no operating system was found on the disks");
+            return Err(error.hint("convert the disks without changes: --no-changes").into());
         }
-        let plan = plan::make(disks, &report.guest, &report.inspection, &self.plan_options())?;
-        if !self.only_overwrites(&plan, disks, report) {
-            return Ok(plan);
+        let mut plan = plan::make(disks, &report.guest, &report.inspection, &self.plan_options())?;
+        if self.only_overwrites(&plan, disks, report) {
+            report.only_overwritten = true;
+            plan = in_place::fit(plan, disks)?;
         }
-        report.only_overwritten = true;
-        Ok(in_place::fit(plan, disks)?)
+        report.stops = self.obstacles(report);
+        report.stops.extend(plan.stops.iter().cloned());
+        Ok(plan)
     }
 
     /// Whether files of file systems that we cannot write can only be overwritten: because that is wanted, or because
@@ -383,29 +385,49 @@ impl Context<'_> {
         }
     }
 
-    /// What is in the way of booting is told before anything is written.
-    fn refuse_obstacles(&self, inspection: &Inspection) -> Outcome<()> {
+    /// What keeps the guest from starting whatever is changed in it.
+    fn obstacles(&self, report: &Report) -> Vec<Stop> {
         // What a driver that is given, or another bus, takes out of the way.
         let solved = |system: &System, code: &str| {
             let given = system.windows.is_some() && self.args.virtio_win.is_some();
             code == "no-virtio-driver" && (self.bus == Bus::Sata || given)
         };
-        let fatal = inspection.systems.iter().find_map(|system| {
-            system.obstacles.iter().find(|obstacle| obstacle.fatal && !solved(system, obstacle.code))
+        let systems = report.inspection.systems.iter();
+        let fatal = systems.flat_map(|system| {
+            system.obstacles.iter().filter(|obstacle| obstacle.fatal && !solved(system, obstacle.code))
         });
-        let error = match fatal {
-            _ if self.args.force => return Ok(()),
-            Some(_) if self.args.plan => return Ok(()),
-            None if inspection.systems.is_empty() => {
-                Error::new(ErrorKind::NotFound, "no operating system was found on the disks")
-                    .hint("convert the disks without changes: --no-changes")
+        let mut stops = vec![];
+        for obstacle in fatal {
+            let stop = Stop { message: obstacle.message.clone(), hint: obstacle.hint.clone() };
+            if !stops.contains(&stop) {
+                stops.push(stop);
             }
-            None => return Ok(()),
-            Some(obstacle) => {
-                let error = Error::unsupported(obstacle.message.clone());
-                if obstacle.hint.is_empty() { error } else { error.hint(obstacle.hint.clone()) }
+        }
+        stops
+    }
+
+    /// What is known to keep the new machine from starting is told before anything is written.
+    fn refuse_stops(&self, report: &Report) -> Outcome<()> {
+        /// As many as a person reads.
+        const MOST: usize = 8;
+        if self.args.force || report.stops.is_empty() {
+            return Ok(());
+        }
+        let mut messages: Vec<_> = report.stops.iter().map(|stop| stop.message.as_str()).take(MOST).collect();
+        let more = format!("and {} more", report.stops.len().saturating_sub(MOST));
+        if report.stops.len() > MOST {
+            messages.push(&more);
+        }
+        let mut error = Error::unsupported(messages.join("; ")).context("the guest would not start on KVM");
+        let mut hints: Vec<&String> = vec![];
+        for hint in report.stops.iter().take(MOST).map(|stop| &stop.hint) {
+            if !hint.is_empty() && !hints.contains(&hint) {
+                hints.push(hint);
             }
-        };
+        }
+        for hint in hints {
+            error = error.hint(hint.clone());
+        }
         Err(error.hint("or convert in spite of it: --force").into())
     }
 
@@ -445,7 +467,6 @@ impl Context<'_> {
 
     /// The one copy.
     fn copy(&self, opened: &[Opened], place: &mut place::Place, report: &mut Report) -> Outcome<()> {
-        check_space(opened, place, self.args)?;
         for (index, disk) in opened.iter().enumerate() {
             let name = format!("{}-{}.{}", report.guest.name, letters(index), self.format.name());
             let (now, end) = place.file(&name)?;
@@ -455,6 +476,7 @@ impl Context<'_> {
                 .context(|| report.disks[index].id.clone())?;
             report.disks[index].output = end.display().to_string();
             report.disks[index].copied_bytes = copied.tally.copied.saturating_add(copied.tally.shared);
+            report.disks[index].taken_bytes = taken(&now);
         }
         Ok(())
     }
@@ -531,6 +553,12 @@ impl Context<'_> {
     }
 }
 
+/// The bytes that a file takes on its host (`st_blocks` counts in 512 bytes, stat(2)).
+fn taken(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata(path).map_or(0, |meta| meta.blocks().saturating_mul(512))
+}
+
 fn json_of(report: &Report) -> String {
     format!("{}\n", image::json::pretty(&report.document()))
 }
@@ -558,35 +586,6 @@ fn firmware(report: &mut Report) -> FirmwareKind {
         }
         None => fits.first().copied().unwrap_or(FirmwareKind::Bios),
     }
-}
-
-/// Refuses early what cannot fit.
-fn check_space(opened: &[Opened], place: &place::Place, args: &Args) -> Outcome<()> {
-    let mut needed = MARGIN;
-    for disk in opened {
-        let device = &*disk.overlay;
-        for extent in block::extent::extents(device, 0, device.size()) {
-            let extent = extent?;
-            if matches!(extent.stored, block::Stored::Data | block::Stored::Compressed) {
-                needed = needed.saturating_add(extent.len);
-            }
-        }
-    }
-    let Ok(stat) = nix::sys::statvfs::statvfs(place.directory()) else { return Ok(()) };
-    let free = stat.fragment_size().saturating_mul(stat.blocks_available());
-    if needed <= free || args.compress || args.force {
-        return Ok(());
-    }
-    let human = block::size::human;
-    let message = format!(
-        "the disks hold up to {}, but only {} are free in '{}'",
-        human(needed),
-        human(free),
-        place.directory().display()
-    );
-    Err(Error::new(ErrorKind::NoSpace, message)
-        .hint("choose another --output-dir, or try in spite of it: --force")
-        .into())
 }
 
 /// When each file of the source was last changed; devices of the host do not tell.

@@ -77,7 +77,8 @@ impl Registry {
     /// The hive as a change of the plan, if anything was set.
     pub(super) fn finish(self, draft: &mut Draft<'_>) {
         if let Some(error) = self.error {
-            draft.ask(format!("{} could not be changed: {error}", self.place.path.display()));
+            let message = format!("{} could not be changed: {error}", self.place.path.display());
+            draft.stop(message, "attach the disks by SATA (--bus sata)");
             return;
         }
         if self.edits.is_empty() {
