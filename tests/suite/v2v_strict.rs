@@ -275,6 +275,19 @@ fn a_kvm_that_does_not_work_is_not_used_by_the_script() {
     assert!(report["date"].as_str().unwrap().ends_with('Z') && report["vimg-version"].is_string(), "{report:#}");
 }
 
+/// What our own writers refuse, others can do.
+#[test]
+fn a_file_system_that_is_refused_has_a_way_out() {
+    requires!(needs(), tool("tune2fs"));
+    let dir = Dir::new();
+    Little::default().make(&dir);
+    let at = format!("{}?offset={}", dir.file("vm.raw").display(), 1 << 20);
+    Cmd::new("tune2fs").words("-O encrypt,verity,quota").arg(at).ok();
+    let ran = dir.vimg_cmd("v2v -o out --backend native -f raw vm.raw").run().expect_code(1);
+    assert!(ran.stderr.contains("feature quota") && ran.stderr.contains("tune2fs -O ^quota"), "{}", ran.story());
+    assert!(ran.stderr.contains("--backend appliance"), "{}", ran.story());
+}
+
 /// Two disks that nobody tells apart but by what the description says of them.
 #[test]
 fn names_of_hardware_are_understood_by_the_description() {

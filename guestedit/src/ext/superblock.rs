@@ -87,6 +87,8 @@ mod ro_compat {
 const MOST_GROUPS: u64 = 1 << 18;
 
 const HINT: &str = "Use the appliance backend for this file system.";
+const HINT_QUOTA: &str = "Turn the feature off in the guest (tune2fs -O ^quota on the unmounted file system; quotas are counted anew when it \
+    is turned on again), or use the appliance backend, whose Linux keeps the count.";
 const HINT_FSCK: &str = "Run e2fsck on it first, or start the guest once and shut it down properly.";
 
 /// What is needed of the superblock, checked.
@@ -194,7 +196,8 @@ impl Geometry {
             return refuse(format!("ext with features {unknown:#x} that a writer has to know"));
         }
         if self.ro_compat & ro_compat::QUOTA != 0 && self.quota {
-            return refuse("ext4 that keeps quotas within itself".to_owned());
+            let reason = "ext4 that keeps the quotas of users within itself (feature quota)";
+            return Err(Error::unsupported(reason).hint(HINT_QUOTA));
         }
         if self.has_checksums() && checksum_type != 1 {
             return refuse(format!("checksums of the type {checksum_type}"));

@@ -59,6 +59,7 @@ pub(super) struct Writers<'a> {
     /// Volumes that are left to the appliance.
     left: Vec<usize>,
     appliance: Option<Lazy<'a>>,
+    backend: Backend,
 }
 
 /// What is known of a guest.
@@ -86,7 +87,7 @@ impl<'a> Writers<'a> {
             }
         }
         let appliance = if left.is_empty() { None } else { Some(appliance(known, &left, args, app)?) };
-        Ok(Self { disks: known.disks, left, appliance })
+        Ok(Self { disks: known.disks, left, appliance, backend })
     }
 
     /// Opens a volume.
@@ -99,7 +100,18 @@ impl<'a> Writers<'a> {
             Some(appliance) if self.left.contains(&index) => {
                 appliance.open(index).context(|| volume.location.to_string())
             }
-            _ => guestedit::open_volume(volume, &guestedit::Options::default()),
+            _ => guestedit::open_volume(volume, &guestedit::Options::default()).map_err(|error| self.way_out(error)),
+        }
+    }
+
+    /// What cannot be changed by our own writers can be changed otherwise.
+    fn way_out(&self, error: Error) -> Error {
+        match (error.kind(), self.backend) {
+            (ErrorKind::Unsupported, Backend::Native) => error.hint(
+                "a small Linux in a test machine can change it: --backend appliance, or auto, which takes it where it has to \
+                 (neither with --untrusted)",
+            ),
+            _ => error,
         }
     }
 
