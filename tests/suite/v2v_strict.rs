@@ -253,9 +253,11 @@ fn a_kvm_that_does_not_work_is_not_used_by_the_script() {
     requires!(needs());
     let dir = Dir::new();
     Little::default().make(&dir);
-    dir.vimg_cmd("v2v -o out -f raw --target qemu --nic mac=00:16:3e:00:00:01,network=a --bridge a:br9 vm.raw")
-        .run()
-        .expect_code(0);
+    dir.vimg_cmd(
+        "v2v -o out -f raw --target qemu --nic mac=00:16:3e:00:00:01,network=a --bridge a:br9 vm.raw",
+    )
+    .run()
+    .expect_code(0);
     let run = |body: &str| {
         dir.write("fake", format!("#!/bin/sh\n{body}\necho \"$@\"\n").as_bytes());
         let fake = dir.file("fake");
@@ -272,7 +274,10 @@ fn a_kvm_that_does_not_work_is_not_used_by_the_script() {
     assert!(page.contains("was on &#39;a&#39;: bridge &#39;br9&#39;"), "{page}");
     assert!(page.contains("<th>Begun</th>") && page.contains("; the file takes "), "{page}");
     let report = report(&dir);
-    assert!(report["date"].as_str().unwrap().ends_with('Z') && report["vimg-version"].is_string(), "{report:#}");
+    assert!(
+        report["date"].as_str().unwrap().ends_with('Z') && report["vimg-version"].is_string(),
+        "{report:#}"
+    );
 }
 
 /// What our own writers refuse, others can do.
@@ -284,7 +289,11 @@ fn a_file_system_that_is_refused_has_a_way_out() {
     let at = format!("{}?offset={}", dir.file("vm.raw").display(), 1 << 20);
     Cmd::new("tune2fs").words("-O encrypt,verity,quota").arg(at).ok();
     let ran = dir.vimg_cmd("v2v -o out --backend native -f raw vm.raw").run().expect_code(1);
-    assert!(ran.stderr.contains("feature quota") && ran.stderr.contains("tune2fs -O ^quota"), "{}", ran.story());
+    assert!(
+        ran.stderr.contains("feature quota") && ran.stderr.contains("tune2fs -O ^quota"),
+        "{}",
+        ran.story()
+    );
     assert!(ran.stderr.contains("--backend appliance"), "{}", ran.story());
 }
 

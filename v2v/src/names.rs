@@ -89,7 +89,7 @@ impl DiskNames {
     /// The index of the volume that a guest means by `name`, as it stands in fstab, on a kernel's command line or in a
     /// boot loader's configuration. `None` if there is no such volume, or if the name does not tell.
     pub fn find(&self, disks: &Disks, name: &str) -> Option<usize> {
-        let name = name.trim().trim_matches('"');
+        let name = &unescape(name.trim().trim_matches('"'));
         if let Some(location) = name.strip_prefix("/dev/").and_then(|device| self.by_array(device)) {
             return index_at(disks, &location);
         }
@@ -159,6 +159,28 @@ fn plain_array(device: &str) -> String {
     let number =
         device.strip_prefix("md/").filter(|name| name.starts_with(|first: char| first.is_ascii_digit()));
     number.map_or_else(|| device.to_owned(), |number| format!("md{number}"))
+}
+
+/// udev writes what is not plain in the names of its links as `\\x20`: labels with spaces.
+fn unescape(name: &str) -> String {
+    if !name.starts_with("/dev/disk/by-") || !name.contains("\\x") {
+        return name.to_owned();
+    }
+    let mut parts = name.split("\\x");
+    let mut out = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        match part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                out.extend(&part.as_bytes()[2..]);
+            }
+            None => {
+                out.extend(b"\\x");
+                out.extend(part.as_bytes());
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// The index of a volume of [`Disks::volumes`].
@@ -280,6 +302,13 @@ mod tests {
         assert_eq!(names.by_array("md/data2"), array("md127", Some(2)));
         assert_eq!(names.by_array("md01"), None);
         assert_eq!(names.by_array("sda1"), None);
+    }
+
+    #[test]
+    fn labels_are_written_by_udev_without_spaces() {
+        assert_eq!(unescape(r"/dev/disk/by-label/my\x20d\xc3\xa4ta"), "/dev/disk/by-label/my däta");
+        assert_eq!(unescape(r"/dev/disk/by-label/a\xzz\x"), r"/dev/disk/by-label/a\xzz\x");
+        assert_eq!(unescape(r"LABEL=a\x20"), r"LABEL=a\x20");
     }
 
     #[test]

@@ -209,6 +209,12 @@ impl Names {
         }
     }
 
+    /// Whether a name means a disk only because there is no other.
+    pub(crate) fn is_guess(&self, name: &str) -> bool {
+        let link = name.strip_prefix("/dev/").and_then(links::hardware_link);
+        link.is_some_and(|link| links::is_guess(&self.disks, link))
+    }
+
     /// The volume (index) that a name means on the source.
     pub(crate) fn volume(&self, name: &str) -> Option<usize> {
         let (disk, partition) = self.meaning(name)?;

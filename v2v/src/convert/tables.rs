@@ -142,10 +142,10 @@ fn fstab_of(text: &str, names: &Names, root: Option<usize>, unknown: &mut Vec<(S
             verdict = Verdict::Becomes(new.clone());
         }
         if let Verdict::Becomes(new) = &verdict {
-            let is_other = |(old, known): &(String, String)| known == new && old != field(0);
+            let is_other = |(old, known): &(String, String)| plain(known) == plain(new) && old != field(0);
             // Subvolumes, and what is mounted in two places, are.
             let may_be_same = field(2) == "btrfs"
-                || field(0).starts_with("/dev/disk/")
+                || field(0).starts_with("/dev/disk/") && !names.is_guess(field(0))
                 || field(3).split(',').any(|option| option == "bind");
             if taken.iter().any(is_other) && !may_be_same {
                 verdict = Verdict::Unknown;
@@ -165,6 +165,12 @@ fn fstab_of(text: &str, names: &Names, root: Option<usize>, unknown: &mut Vec<(S
             }
         }
     })
+}
+
+/// A tag and the link that udev makes of it are one.
+fn plain(name: &str) -> &str {
+    let tags = ["UUID=", "/dev/disk/by-uuid/", "PARTUUID=", "/dev/disk/by-partuuid/"];
+    tags.iter().find_map(|tag| name.strip_prefix(tag)).unwrap_or(name)
 }
 
 /// A shared folder that is not there any more holds nobody up.
@@ -226,8 +232,10 @@ fn replace_field(line: &str, (at, len): (usize, usize), new: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::names::VolumeFacts;
     use super::super::names::tests::{ROOT, SWAP, names};
     use super::*;
+    use crate::names::links::DiskFacts;
     use crate::plan::TargetBus;
 
     fn vmware() -> Names {
@@ -265,6 +273,33 @@ tmpfs /tmp tmpfs defaults 0 0";
         assert_eq!(replace_field("/dev/sda1   / ext4", (0, 9), "/dev/v1"), "/dev/v1     / ext4");
         assert_eq!(replace_field("/dev/sda1  / ext4", (0, 9), "UUID=1234-5678"), "UUID=1234-5678 / ext4");
         assert_eq!(replace_field("/dev/sda1\t/", (0, 9), "UUID=x"), "UUID=x\t/");
+    }
+
+    /// The only disk is meant by a name of hardware, unless the same thing has another name already: then a disk is missing.
+    #[test]
+    fn a_disk_is_not_guessed_twice() {
+        let one = Names::of(
+            vec![DiskFacts::default()],
+            vec![VolumeFacts {
+                location: guestdisk::Location::Partition { disk: 0, number: 1 },
+                uuid: ROOT.to_owned(),
+                partuuid: String::new(),
+                kind: Some(guestdisk::detect::Kind::Ext4),
+            }],
+            TargetBus::VirtioBlk,
+        );
+        let by_id = "/dev/disk/by-id/scsi-36000c29a-part1";
+        let text = format!("UUID={ROOT} / ext4 defaults 0 1\n{by_id} /data ext4 defaults 0 2\n");
+        let mut unknown = vec![];
+        assert_eq!(fstab(&text, &one, &mut unknown), text);
+        assert_eq!(unknown, [(by_id.to_owned(), "/data".to_owned())]);
+        let alone = format!("{by_id} / ext4 defaults 0 1\n");
+        let mut unknown = vec![];
+        assert_eq!(
+            fstab(&alone, &one, &mut unknown),
+            format!("/dev/disk/by-uuid/{ROOT} / ext4 defaults 0 1\n")
+        );
+        assert!(unknown.is_empty());
     }
 
     #[test]

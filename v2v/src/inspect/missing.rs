@@ -37,6 +37,7 @@ pub(super) fn find(
     let mut found = vec![];
     if let Some(entry) = system.entries.iter().find(|entry| entry.default) {
         found.extend(root(disks, names, entry, hidden.as_deref()));
+        found.extend(volumes_of_dracut(disks, names, system, entry, hidden.as_deref()));
     }
     found.extend(
         system.kernels.iter().filter(|kernel| kernel.default).filter_map(|kernel| files(view, kernel)),
@@ -137,6 +138,38 @@ fn root(disks: &Disks, names: &DiskNames, entry: &Entry, hidden: Option<&str>) -
     Some(Obstacle { code: "root-missing", message, hint: hint.into(), fatal })
 }
 
+/// Logical volumes that dracut waits for whatever they hold, and without which it gives up (dracut.cmdline(7), `rd.lvm.lv=`).
+fn volumes_of_dracut(
+    disks: &Disks,
+    names: &DiskNames,
+    system: &System,
+    entry: &Entry,
+    hidden: Option<&str>,
+) -> Vec<Obstacle> {
+    let by_dracut = |kernel: &Kernel| {
+        kernel.default && kernel.initramfs.as_ref().is_some_and(|initramfs| initramfs.generator == "dracut")
+    };
+    if !system.kernels.iter().any(by_dracut) {
+        return vec![];
+    }
+    let volumes = entry.cmdline.split_whitespace().filter_map(|word| word.strip_prefix("rd.lvm.lv="));
+    let missing = volumes.filter(|volume| {
+        let name = format!("/dev/{volume}");
+        names.find(disks, &name).is_none() && lies_unread(disks, &name, hidden).is_none()
+    });
+    missing
+        .map(|volume| Obstacle {
+            code: "volume-missing",
+            message: format!(
+                "the volume '{volume}' that the boot entry '{}' waits for (rd.lvm.lv) is on none of the disks",
+                entry.title
+            ),
+            hint: "give the disk that has it, too, or take the word from the command line in the guest".into(),
+            fatal: true,
+        })
+        .collect()
+}
+
 /// The files that the boot loader loads by itself.
 fn files(view: &GuestView, kernel: &Kernel) -> Option<Obstacle> {
     let is_there = |file: &&guestdisk::boot::BootFile| {
@@ -193,7 +226,9 @@ fn hidden(disks: &Disks) -> Option<String> {
     disks.volumes().iter().find_map(|volume| {
         let what = match volume.content.as_ref().map(|content| content.kind) {
             Some(Kind::Luks | Kind::BitLocker) => "which is encrypted",
-            Some(Kind::LinuxRaid) if !is_in_array(disks, volume) => "a member of a software RAID that is not read",
+            Some(Kind::LinuxRaid) if !is_in_array(disks, volume) => {
+                "a member of a software RAID that is not read"
+            }
             None if holds_something(volume) => "of which is not known what it holds",
             _ => return None,
         };

@@ -71,6 +71,15 @@ pub fn find(disks: &[DiskFacts], link: &str) -> Option<(usize, Option<u32>)> {
     by_identity.or_else(by_way).or_else(|| only(disks, disk, way.as_ref())).map(|disk| (disk, number))
 }
 
+/// Whether a link means a disk only because there is no other.
+pub fn is_guess(disks: &[DiskFacts], link: &str) -> bool {
+    let disk = link.rsplit_once("-part").map_or(link, |(disk, _)| disk);
+    let known = |facts: &DiskFacts| {
+        facts.has(disk) == Some(true) || Way::parse(disk).is_some_and(|way| way.fits(facts) == Some(true))
+    };
+    find(disks, link).is_some() && !disks.iter().any(known)
+}
+
 /// A machine of one disk has no other, unless that is known to be called otherwise, or to be elsewhere.
 fn only(disks: &[DiskFacts], link: &str, way: Option<&Way>) -> Option<usize> {
     let [facts] = disks else { return None };
@@ -219,6 +228,8 @@ mod tests {
         assert_eq!(find(&unknown, "wwn-0x1-part2"), Some((0, Some(2))));
         assert_eq!(find(&unknown, "pci-0000:00:10.0-scsi-0:0:0:0"), Some((0, None)));
         assert_eq!(find(&unknown, "usb-Stick_1-0:0-part1"), None);
+        assert!(is_guess(&unknown, "wwn-0x1-part2") && !is_guess(&unknown, "usb-Stick_1-0:0-part1"));
+        assert!(!is_guess(&[disk(Bus::Scsi, (0, 0), "6000c29a")], "wwn-0x6000c29a-part2"));
         let second = [disk(Bus::Scsi, (0, 1), "")];
         assert_eq!(find(&second, "pci-0000:00:10.0-scsi-0:0:0:0"), None);
         // Kernels of old showed SATA as SCSI.

@@ -11,8 +11,8 @@ use v2v::guest::{Bus, FirmwareKind, Guest};
 use v2v::inspect::SystemKind;
 use v2v::report::Report;
 use v2v::target::{
-    Connection, Machine, NetworkMap, NicModel, OsFacts, OutputDisk, TargetSpec, kubevirt, libvirt, ova, ovf, proxmox,
-    qemu,
+    Connection, Machine, NetworkMap, NicModel, OsFacts, OutputDisk, TargetSpec, kubevirt, libvirt, ova, ovf,
+    proxmox, qemu,
 };
 
 use super::place::Place;

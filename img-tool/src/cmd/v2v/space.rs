@@ -182,7 +182,7 @@ mod tests {
         let need = |outputs: Outputs| outputs.need(&contents());
         let plain = 3 * GIB + MARGIN;
         assert_eq!(need(outputs()), Need { certain: plain, most: plain });
-        let packed = 3 * GIB + (3 * GIB >> 7);
+        let packed = 3 * GIB + ((3 * GIB) >> 7);
         // Packages are written beside the disks, and each of them has all.
         let both = need(Outputs { packages: 2, ..outputs() });
         assert_eq!(both, Need { certain: plain, most: plain + 2 * packed });
@@ -199,7 +199,7 @@ mod tests {
         let need = |preallocation| {
             Outputs { format: Format::Qcow2, preallocation, ..outputs() }.need(&contents()).certain - MARGIN
         };
-        let fixed = (3 * GIB >> 15) + 8 * TABLE;
+        let fixed = ((3 * GIB) >> 15) + 8 * TABLE;
         assert_eq!(need(Preallocation::Off), 3 * GIB + 7 * TABLE + fixed);
         assert_eq!(need(Preallocation::Metadata), 3 * GIB + 28 * TABLE + fixed);
         assert!(need(Preallocation::Everything) > 14 * GIB);

@@ -100,7 +100,8 @@ impl<'a> Writers<'a> {
             Some(appliance) if self.left.contains(&index) => {
                 appliance.open(index).context(|| volume.location.to_string())
             }
-            _ => guestedit::open_volume(volume, &guestedit::Options::default()).map_err(|error| self.way_out(error)),
+            _ => guestedit::open_volume(volume, &guestedit::Options::default())
+                .map_err(|error| self.way_out(error)),
         }
     }
 
