@@ -267,11 +267,15 @@ impl Node {
 impl Source {
     /// The name of the source alone: its own, or the tree as `json:`.
     pub(crate) fn shown_name(&self) -> String {
+        if let Self::Protocol(request) = self
+            && let Some(name) = shown_by_protocol(request)
+        {
+            return name;
+        }
         let tree = self.tree();
         match self {
             Self::File { path, .. } => path.clone(),
             Self::Member { archive, member } => format!("{archive}:{member}"),
-            Self::Protocol(request) if let Some(name) = shown_by_protocol(request) => name,
             Self::Protocol(ProtocolRequest { name: Some(name), .. }) => name.clone(),
             Self::Protocol(request)
                 if null::is_null(&request.driver) && tree.as_object().is_some_and(|tree| tree.len() == 1) =>
