@@ -1,10 +1,5 @@
 //! A stand-alone LUKS container as a disk: the sectors behind the header.
 //!
-//! Sectors are encrypted one by one, so a request that does not begin and end with a sector has to read, change
-//! and write the sectors at its edges. Such a request keeps all others out for its time; everybody else goes
-//! side by side. (A disk is written in whole sectors nearly always; a lock for every sector would cost more than
-//! it gives.)
-//!
 //! Nothing in the file says which sectors have been written: a new container reads as noise, and a hole in the
 //! file is no zeros. Zeros have to be written like everything else, and discarding does nothing.
 
@@ -13,18 +8,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use block::device::check_range;
 use block::image::{Image, ImageInfo};
-use block::num::{align_down, align_up, to_usize};
+use block::num::align_up;
 use block::{BlockDevice, Error, LayerExtent, Limits, Preallocation, Result, Storage, Stored, ZeroMode};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 use crate::luks::slots::{self, Change};
 use crate::luks::{Effort, Header, Unlocked, Unlocker, unlock_with};
 use crate::secret::Secret;
-use crate::volume::{SECTOR, Volume};
+use crate::sectors::Sectors;
+use crate::volume::SECTOR;
 
 const SECTOR_BYTES: u64 = SECTOR as u64;
-/// Bytes that are encrypted at once on their way to the container: what stays in the processor's cache.
-const CHUNK: usize = 128 << 10;
 
 /// An opened LUKS container.
 #[derive(Debug)]
@@ -35,12 +29,10 @@ pub struct Luks {
     /// Where the disk begins in the container, in bytes.
     payload_offset: u64,
     /// `None`: only the description is wanted.
-    volume: Option<Volume>,
+    sectors: Option<Sectors>,
     /// The same, with the effort for trying passphrases.
     key: Option<(Secret, Effort)>,
     size: AtomicU64,
-    /// Held exclusively by requests that change a part of a sector.
-    sectors: RwLock<()>,
 }
 
 impl Luks {
@@ -64,7 +56,11 @@ impl Luks {
     ) -> Result<Self> {
         let unlocked = unlock_with(&*storage, 0, passphrase, effort, unlocker)?;
         let Unlocked { header, volume, key, .. } = unlocked;
-        Ok(Self { volume: Some(volume), key: Some((key, effort)), ..Self::new(storage, header)? })
+        Ok(Self {
+            sectors: Some(Sectors::new(volume, 0)),
+            key: Some((key, effort)),
+            ..Self::new(storage, header)?
+        })
     }
 
     /// Opens a container to be described and resized; reading and writing fail.
@@ -91,10 +87,9 @@ impl Luks {
             storage,
             payload_offset: header.payload_offset,
             header: Mutex::new(header),
-            volume: None,
+            sectors: None,
             key: None,
             size: AtomicU64::new(size),
-            sectors: RwLock::new(()),
         })
     }
 
@@ -113,101 +108,20 @@ impl Luks {
         slots::change_with(&*self.storage, 0, &mut self.header.lock(), (key, *effort), change, force)
     }
 
-    fn volume(&self) -> Result<&Volume> {
-        self.volume.as_ref().ok_or_else(without_passphrase)
+    fn sectors(&self) -> Result<&Sectors> {
+        self.sectors.as_ref().ok_or_else(without_passphrase)
     }
 
-    /// Where a range of the disk lies in the container.
-    fn place(&self, offset: u64) -> u64 {
-        self.payload_offset + offset
-    }
-
-    /// Reads and decrypts whole sectors.
-    fn read_sectors(&self, volume: &Volume, buf: &mut [u8], offset: u64) -> Result<()> {
-        let mut offset = offset;
-        for chunk in buf.chunks_mut(CHUNK) {
-            self.storage.read_at(chunk, self.place(offset))?;
-            volume.decrypt(offset / SECTOR_BYTES, chunk);
-            offset += chunk.len() as u64;
-        }
-        Ok(())
-    }
-
-    /// Encrypts and writes whole sectors.
-    fn write_sectors(&self, volume: &Volume, buf: &[u8], offset: u64) -> Result<()> {
-        let mut scratch = vec![0; buf.len().min(CHUNK)];
-        let mut offset = offset;
-        for chunk in buf.chunks(CHUNK) {
-            let encrypted = &mut scratch[..chunk.len()];
-            encrypted.copy_from_slice(chunk);
-            volume.encrypt(offset / SECTOR_BYTES, encrypted);
-            self.storage.write_at(encrypted, self.place(offset))?;
-            offset += chunk.len() as u64;
-        }
-        Ok(())
-    }
-
-    /// Calls `change` with the sector in which `offset` lies, and writes it back.
-    fn change_sector(&self, volume: &Volume, offset: u64, change: impl FnOnce(&mut [u8])) -> Result<()> {
-        let start = align_down(offset, SECTOR_BYTES);
-        let mut sector = [0; SECTOR];
-        self.read_sectors(volume, &mut sector, start)?;
-        change(&mut sector);
-        self.write_sectors(volume, &sector, start)
-    }
-
-    /// A write with parts of sectors at its ends. The caller holds the lock exclusively.
-    fn write_unaligned(&self, volume: &Volume, mut buf: &[u8], mut offset: u64) -> Result<()> {
-        let within = to_usize(offset % SECTOR_BYTES);
-        if within != 0 {
-            let (head, rest) = buf.split_at(buf.len().min(SECTOR - within));
-            self.change_sector(volume, offset, |sector| {
-                sector[within..][..head.len()].copy_from_slice(head);
-            })?;
-            offset += head.len() as u64;
-            buf = rest;
-        }
-        let (middle, tail) = buf.split_at(buf.len() / SECTOR * SECTOR);
-        self.write_sectors(volume, middle, offset)?;
-        if tail.is_empty() {
-            return Ok(());
-        }
-        let end = offset + middle.len() as u64;
-        self.change_sector(volume, end, |sector| sector[..tail.len()].copy_from_slice(tail))
-    }
-
-    /// A read with parts of sectors at its ends.
-    fn read_unaligned(&self, volume: &Volume, buf: &mut [u8], mut offset: u64) -> Result<()> {
-        let mut scratch = vec![0; CHUNK.min(buf.len() + 2 * SECTOR)];
-        let mut rest = buf;
-        while !rest.is_empty() {
-            let within = to_usize(offset % SECTOR_BYTES);
-            let room = scratch.len() / SECTOR * SECTOR;
-            let len = rest.len().min(room - within);
-            let (part, after) = rest.split_at_mut(len);
-            let sectors = &mut scratch[..(within + len).next_multiple_of(SECTOR)];
-            self.read_sectors(volume, sectors, offset - within as u64)?;
-            part.copy_from_slice(&sectors[within..within + len]);
-            offset += len as u64;
-            rest = after;
-        }
-        Ok(())
-    }
-
-    fn check_writable(&self) -> Result<&Volume> {
+    fn check_writable(&self) -> Result<&Sectors> {
         if self.storage.read_only() {
             return Err(Error::read_only());
         }
-        self.volume()
+        self.sectors()
     }
 }
 
 fn without_passphrase() -> Error {
     Error::unsupported("the image was opened without its passphrase")
-}
-
-fn is_aligned(offset: u64, len: usize) -> bool {
-    offset.is_multiple_of(SECTOR_BYTES) && len.is_multiple_of(SECTOR)
 }
 
 /// The last sector of a file may be incomplete.
@@ -231,25 +145,12 @@ impl BlockDevice for Luks {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         check_range(offset, buf.len() as u64, self.size())?;
-        let volume = self.volume()?;
-        let _shared = self.sectors.read();
-        if is_aligned(offset, buf.len()) {
-            self.read_sectors(volume, buf, offset)
-        } else {
-            self.read_unaligned(volume, buf, offset)
-        }
+        self.sectors()?.read(&*self.storage, self.payload_offset, buf, offset)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         check_range(offset, buf.len() as u64, self.size())?;
-        let volume = self.check_writable()?;
-        if is_aligned(offset, buf.len()) {
-            let _shared = self.sectors.read();
-            self.write_sectors(volume, buf, offset)
-        } else {
-            let _alone = self.sectors.write();
-            self.write_unaligned(volume, buf, offset)
-        }
+        self.check_writable()?.write(&*self.storage, self.payload_offset, buf, offset)
     }
 
     fn write_zeroes_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()> {
@@ -257,16 +158,7 @@ impl BlockDevice for Luks {
         if mode.no_fallback {
             return Err(Error::unsupported("an encrypted disk has no fast way to write zeros"));
         }
-        let zeros = vec![0; to_usize(len.min(CHUNK as u64))];
-        let (mut offset, end) = (offset, offset + len);
-        while offset < end {
-            // Each piece but the first begins with a sector, and so does what follows it.
-            let room = CHUNK as u64 - offset % SECTOR_BYTES;
-            let len = room.min(end - offset);
-            self.write_at(&zeros[..to_usize(len)], offset)?;
-            offset += len;
-        }
-        Ok(())
+        self.check_writable()?.write_zeros(&*self.storage, self.payload_offset, offset, len)
     }
 
     fn discard_at(&self, offset: u64, len: u64) -> Result<()> {

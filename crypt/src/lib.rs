@@ -10,6 +10,8 @@
 //! volume keys by way of a LUKS header ([`luks`]), wherever in a container that header lies. Stand-alone LUKS
 //! images and encrypted qcow2 images are both built on it.
 //!
+//! What a guest encrypts itself, by LUKS1 or LUKS2, is opened by [`Container`].
+//!
 //! Ciphers and hashes are RustCrypto's, which find the processor's instructions at run time. The modes are ours,
 //! because a disk is not one message: many sectors are worked on at once, each with its own IV, so that the
 //! cipher always has enough blocks to be busy with.
@@ -18,15 +20,19 @@
 
 mod af;
 pub mod cipher;
+pub mod container;
 pub mod device;
 pub mod hash;
 pub mod luks;
+pub mod luks2;
 pub mod pbkdf2;
 mod random;
 pub mod secret;
+mod sectors;
 pub mod volume;
 
 pub use cipher::{Algorithm, CipherSpec, IvGenerator, Mode};
+pub use container::{Container, Decrypted};
 pub use device::Luks;
 pub use hash::Hash;
 pub use secret::Secret;

@@ -26,5 +26,7 @@ mod unlock;
 
 pub use create::{CreateOptions, Created, create};
 pub use effort::{Effort, Unlocker};
+pub(crate) use header::cipher_spec;
 pub use header::{HEADER_LEN, Header, MAGIC, SLOTS, STRIPES, Slot, area_len};
+pub(crate) use unlock::find_key;
 pub use unlock::{Unlocked, unlock, unlock_with};

@@ -7,17 +7,19 @@
 
 use std::fmt;
 
-use block::Result;
+use block::{Error, Result};
 use zeroize::Zeroize as _;
 
 use crate::cipher::{Algorithm, BLOCK, Block, BlockCipher, CipherSpec, IvGenerator, Mode};
 
-/// Bytes that are encrypted as one, with one IV.
+/// Bytes that are encrypted as one, with one IV, unless a volume says otherwise; and what sectors are numbered by in any case.
 pub const SECTOR: usize = 512;
-/// Blocks of a sector.
-const SECTOR_BLOCKS: usize = SECTOR / BLOCK;
-/// Sectors that are worked on at once: 8 KiB of data and 8 KiB of tweaks.
+/// The largest sectors that there are (dm-crypt, `sector_size`).
+const LARGEST_SECTOR: usize = 4096;
+/// Sectors that are worked on at once, if they are of the least size: 8 KiB of data and 8 KiB of tweaks.
 const BATCH: usize = 16;
+/// Blocks of a batch.
+const BATCH_BLOCKS: usize = BATCH * SECTOR / BLOCK;
 
 /// An unlocked encryption. Any number of threads may use it at once.
 pub struct Volume {
@@ -25,6 +27,8 @@ pub struct Volume {
     mode: ModeWithKey,
     iv: IvWithKey,
     spec: CipherSpec,
+    /// Blocks of a sector.
+    sector_blocks: usize,
 }
 
 /// A mode with the second key, where it has one.
@@ -71,7 +75,23 @@ impl Volume {
                 IvWithKey::Essiv(spec.essiv_cipher(hash)?.with_key(&hash.digest(&[key]))?)
             }
         };
-        Ok(Self { cipher, mode, iv, spec })
+        Ok(Self { cipher, mode, iv, spec, sector_blocks: SECTOR / BLOCK })
+    }
+
+    /// The same encryption of larger sectors: one IV for each, made of the number that its first 512 bytes have.
+    ///
+    /// # Errors
+    /// `bytes` is not 512, 1024, 2048 or 4096.
+    pub fn with_sector_size(self, bytes: usize) -> Result<Self> {
+        if !bytes.is_power_of_two() || !(SECTOR..=LARGEST_SECTOR).contains(&bytes) {
+            return Err(Error::unsupported(format!("encrypted sectors of {bytes} bytes are not supported")));
+        }
+        Ok(Self { sector_blocks: bytes / BLOCK, ..self })
+    }
+
+    /// Bytes that are encrypted as one, with one IV.
+    pub fn sector_size(&self) -> usize {
+        self.sector_blocks * BLOCK
     }
 
     /// qcow2's old encryption: AES-128 in CBC, the key being the first 16 bytes of the passphrase, with zeros
@@ -94,7 +114,7 @@ impl Volume {
         self.spec
     }
 
-    /// Encrypts consecutive sectors in place, the first of which has the number `sector`.
+    /// Encrypts consecutive sectors in place, the first of which has the number `sector`, counted in units of 512 bytes.
     ///
     /// # Panics
     /// `data` is not a whole number of sectors: a mistake of the caller, never of an image.
@@ -102,7 +122,7 @@ impl Volume {
         self.run(sector, data, Direction::Encrypt);
     }
 
-    /// Decrypts consecutive sectors in place, the first of which has the number `sector`.
+    /// Decrypts consecutive sectors in place, the first of which has the number `sector`, counted in units of 512 bytes.
     ///
     /// # Panics
     /// As [`encrypt`](Self::encrypt).
@@ -111,7 +131,7 @@ impl Volume {
     }
 
     fn run(&self, mut sector: u64, data: &mut [u8], direction: Direction) {
-        assert!(data.len().is_multiple_of(SECTOR), "encryption works on whole sectors");
+        assert!(data.len().is_multiple_of(self.sector_size()), "encryption works on whole sectors");
         for batch in data.chunks_mut(BATCH * SECTOR) {
             let (blocks, _) = Block::slice_as_chunks_mut(batch);
             self.run_batch(sector, blocks, direction);
@@ -119,30 +139,32 @@ impl Volume {
         }
     }
 
-    /// At most [`BATCH`] sectors.
+    /// At most [`BATCH_BLOCKS`] blocks, whole sectors.
     fn run_batch(&self, sector: u64, blocks: &mut [Block], direction: Direction) {
         let mut ivs = [Block::default(); BATCH];
-        let ivs = &mut ivs[..blocks.len() / SECTOR_BLOCKS];
+        let each = self.sector_blocks;
+        let ivs = &mut ivs[..blocks.len() / each];
         let cipher = &*self.cipher;
         match (&self.mode, direction) {
             (ModeWithKey::Ecb, Direction::Encrypt) => return cipher.encrypt(blocks),
             (ModeWithKey::Ecb, Direction::Decrypt) => return cipher.decrypt(blocks),
-            _ => self.iv.fill(sector, ivs),
+            _ => self.iv.fill(sector, each, ivs),
         }
         match (&self.mode, direction) {
-            (ModeWithKey::Xts(tweak), _) => xts(cipher, &**tweak, ivs, blocks, direction),
-            (ModeWithKey::Cbc, Direction::Encrypt) => cbc_encrypt(cipher, ivs, blocks),
-            (ModeWithKey::Cbc, Direction::Decrypt) => cbc_decrypt(cipher, ivs, blocks),
-            (ModeWithKey::Ctr | ModeWithKey::Ecb, _) => ctr(cipher, ivs, blocks),
+            (ModeWithKey::Xts(tweak), _) => xts(cipher, &**tweak, ivs, (blocks, each), direction),
+            (ModeWithKey::Cbc, Direction::Encrypt) => cbc_encrypt(cipher, ivs, (blocks, each)),
+            (ModeWithKey::Cbc, Direction::Decrypt) => cbc_decrypt(cipher, ivs, (blocks, each)),
+            (ModeWithKey::Ctr | ModeWithKey::Ecb, _) => ctr(cipher, ivs, (blocks, each)),
         }
     }
 }
 
 impl IvWithKey {
-    /// The IVs of the sectors from `sector`.
-    fn fill(&self, sector: u64, ivs: &mut [Block]) {
+    /// The IVs of the sectors from `sector`, of `each` blocks.
+    fn fill(&self, sector: u64, each: usize, ivs: &mut [Block]) {
+        let step = (each * BLOCK / SECTOR) as u64;
         for (index, iv) in (0u64..).zip(ivs.iter_mut()) {
-            let number = sector.wrapping_add(index).to_le_bytes();
+            let number = sector.wrapping_add(index * step).to_le_bytes();
             let len = if matches!(self, Self::Plain) { 4 } else { 8 };
             iv[..len].copy_from_slice(&number[..len]);
         }
@@ -158,13 +180,13 @@ fn xts(
     cipher: &dyn BlockCipher,
     tweak: &dyn BlockCipher,
     ivs: &mut [Block],
-    blocks: &mut [Block],
+    (blocks, each): (&mut [Block], usize),
     direction: Direction,
 ) {
     tweak.encrypt(ivs);
-    let mut tweaks = [Block::default(); BATCH * SECTOR_BLOCKS];
+    let mut tweaks = [Block::default(); BATCH_BLOCKS];
     let tweaks = &mut tweaks[..blocks.len()];
-    for (iv, tweaks) in ivs.iter().zip(tweaks.chunks_exact_mut(SECTOR_BLOCKS)) {
+    for (iv, tweaks) in ivs.iter().zip(tweaks.chunks_exact_mut(each)) {
         let mut value = u128::from_le_bytes(iv.0);
         for tweak in tweaks {
             tweak.0 = value.to_le_bytes();
@@ -186,10 +208,10 @@ fn double(value: u128) -> u128 {
     (value << 1) ^ carry
 }
 
-fn cbc_encrypt(cipher: &dyn BlockCipher, ivs: &mut [Block], blocks: &mut [Block]) {
+fn cbc_encrypt(cipher: &dyn BlockCipher, ivs: &mut [Block], (blocks, each): (&mut [Block], usize)) {
     let chain = ivs;
-    for at in 0..SECTOR_BLOCKS {
-        let column = || (at..).step_by(SECTOR_BLOCKS);
+    for at in 0..each {
+        let column = || (at..).step_by(each);
         for (chain, index) in chain.iter_mut().zip(column()) {
             xor_block(chain, &blocks[index]);
         }
@@ -200,12 +222,12 @@ fn cbc_encrypt(cipher: &dyn BlockCipher, ivs: &mut [Block], blocks: &mut [Block]
     }
 }
 
-fn cbc_decrypt(cipher: &dyn BlockCipher, ivs: &[Block], blocks: &mut [Block]) {
-    let mut encrypted = [Block::default(); BATCH * SECTOR_BLOCKS];
+fn cbc_decrypt(cipher: &dyn BlockCipher, ivs: &[Block], (blocks, each): (&mut [Block], usize)) {
+    let mut encrypted = [Block::default(); BATCH_BLOCKS];
     let encrypted = &mut encrypted[..blocks.len()];
     encrypted.copy_from_slice(blocks);
     cipher.decrypt(blocks);
-    let sectors = blocks.chunks_exact_mut(SECTOR_BLOCKS).zip(encrypted.chunks_exact(SECTOR_BLOCKS));
+    let sectors = blocks.chunks_exact_mut(each).zip(encrypted.chunks_exact(each));
     for (iv, (blocks, encrypted)) in ivs.iter().zip(sectors) {
         xor_block(&mut blocks[0], iv);
         xor(&mut blocks[1..], encrypted);
@@ -213,10 +235,10 @@ fn cbc_decrypt(cipher: &dyn BlockCipher, ivs: &[Block], blocks: &mut [Block]) {
 }
 
 /// The IV is the first value of a big-endian counter.
-fn ctr(cipher: &dyn BlockCipher, ivs: &[Block], blocks: &mut [Block]) {
-    let mut stream = [Block::default(); BATCH * SECTOR_BLOCKS];
+fn ctr(cipher: &dyn BlockCipher, ivs: &[Block], (blocks, each): (&mut [Block], usize)) {
+    let mut stream = [Block::default(); BATCH_BLOCKS];
     let stream = &mut stream[..blocks.len()];
-    for (iv, stream) in ivs.iter().zip(stream.chunks_exact_mut(SECTOR_BLOCKS)) {
+    for (iv, stream) in ivs.iter().zip(stream.chunks_exact_mut(each)) {
         let start = u128::from_be_bytes(iv.0);
         for (index, block) in (0..).zip(stream) {
             block.0 = start.wrapping_add(index).to_be_bytes();

@@ -1,5 +1,7 @@
 //! All disks of a guest, and the volumes on them.
 
+mod encrypted;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,6 +10,7 @@ use block::{BlockDevice, Error, ErrorKind, Result};
 
 use crate::detect::{Content, detect};
 use crate::fs::FileSystem;
+use crate::keys::Keys;
 use crate::lvm;
 use crate::md;
 use crate::partition::{self, Partition, Role, Table};
@@ -24,6 +27,8 @@ pub struct Disks {
     volumes: Vec<Volume>,
     arrays: Vec<md::Array>,
     groups: Vec<lvm::Group>,
+    /// Names that device-mapper gives to what is within encrypted volumes, with their indices.
+    mapped: Vec<(String, usize)>,
     problems: Vec<String>,
 }
 
@@ -65,19 +70,25 @@ pub enum Location {
         /// Number of the partition.
         partition: Option<u32>,
     },
+    /// The disk within an encrypted volume.
+    Decrypted {
+        /// Where the encrypted volume lies.
+        outer: Box<Location>,
+    },
 }
 
 impl Location {
-    /// The disk that it lies on; `None` for a logical volume or an array, which may lie on several.
+    /// The disk that it lies on; `None` for a logical volume or an array, which may lie on several, and for what is encrypted.
     pub fn disk(&self) -> Option<usize> {
         match self {
             Self::Whole { disk } | Self::Partition { disk, .. } => Some(*disk),
-            Self::Logical { .. } | Self::Array { .. } => None,
+            Self::Logical { .. } | Self::Array { .. } | Self::Decrypted { .. } => None,
         }
     }
 }
 
-/// `disk 1`, `disk 1 partition 2`, `/dev/group/name`, `/dev/md0`, `/dev/md0p1`: disks count from 1 for people.
+/// `disk 1`, `disk 1 partition 2`, `/dev/group/name`, `/dev/md0`, `/dev/md0p1`, `disk 1 partition 2 (decrypted)`: disks count
+/// from 1 for people.
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -90,6 +101,7 @@ impl fmt::Display for Location {
                 let p = if name.ends_with(|last: char| last.is_ascii_digit()) { "p" } else { "" };
                 write!(f, "/dev/{name}{p}{number}")
             }
+            Self::Decrypted { outer } => write!(f, "{outer} (decrypted)"),
         }
     }
 }
@@ -157,13 +169,28 @@ impl Disks {
     /// # Errors
     /// A device failed.
     pub fn open_all(devices: Vec<Arc<dyn BlockDevice>>) -> Result<Self> {
-        let mut disks =
-            Self { disks: vec![], volumes: vec![], arrays: vec![], groups: vec![], problems: vec![] };
+        Self::open_with(devices, &Keys::default())
+    }
+
+    /// The same with keys for encrypted volumes, whose insides are volumes, too.
+    ///
+    /// # Errors
+    /// A device failed; `Permission`: none of the keys for a volume opens it; `NotFound`: a key is for a volume that is not there or
+    /// not encrypted; what a volume needs that is not here, by name.
+    pub fn open_with(devices: Vec<Arc<dyn BlockDevice>>, keys: &Keys) -> Result<Self> {
+        let mut disks = Self {
+            disks: vec![],
+            volumes: vec![],
+            arrays: vec![],
+            groups: vec![],
+            mapped: vec![],
+            problems: vec![],
+        };
         for device in devices {
             disks.add(device)?;
         }
         disks.add_arrays()?;
-        disks.add_logical()?;
+        disks.add_encrypted_and_logical(keys)?;
         Ok(disks)
     }
 
@@ -276,18 +303,31 @@ impl Disks {
         let physical: Vec<_> =
             self.volumes.iter().filter(is_physical).map(|volume| Arc::clone(&volume.device)).collect();
         let found = lvm::scan(&physical)?;
-        self.problems.extend(found.problems);
+        self.add_problems(found.problems);
         for group in &found.groups {
             for logical in group.volumes.iter().filter(|logical| logical.visible) {
                 let location = Location::Logical { group: group.name.clone(), name: logical.name.clone() };
+                // There already, if what is encrypted has been looked into since.
+                if self.volumes.iter().any(|volume| volume.location == location) {
+                    continue;
+                }
                 match logical.device() {
                     Ok(device) => self.push(location, device, None)?,
-                    Err(error) => self.problems.push(format!("{location}: {error}")),
+                    Err(error) => self.add_problems(vec![format!("{location}: {error}")]),
                 }
             }
         }
         self.groups = found.groups;
         Ok(())
+    }
+
+    /// Each once.
+    fn add_problems(&mut self, problems: Vec<String>) {
+        for problem in problems {
+            if !self.problems.contains(&problem) {
+                self.problems.push(problem);
+            }
+        }
     }
 
     /// The disks, as they were given.
@@ -391,10 +431,13 @@ impl Disks {
             Some(Name::Place(location)) => self.volumes.iter().find(|volume| volume.location == location),
             Some(Name::Array(name)) => self.by_array(name, md::Array::answers_to),
             Some(Name::ArrayId(id)) => self.by_array(id, md::Array::has_id),
-            Some(Name::Mapper(name)) => self.volumes.iter().find(|volume| match &volume.location {
-                Location::Logical { group, name: own } => lvm::mapper_name(group, own) == name,
-                _ => false,
-            }),
+            Some(Name::Mapper(name)) => {
+                let is_it = |volume: &&Volume| match &volume.location {
+                    Location::Logical { group, name: own } => lvm::mapper_name(group, own) == name,
+                    _ => false,
+                };
+                self.volumes.iter().find(is_it).or_else(|| self.by_mapped_name(name))
+            }
             None => None,
         };
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no volume of this guest is '{name}'")))

@@ -5,6 +5,7 @@
 //!     |-- partition  MBR, GPT                                               partition::slice(device, 2)
 //!     |-- md         arrays of Linux software RAID over any number of them
 //!     |-- lvm        volume groups over any number of them
+//!     |-- keys       what opens encrypted volumes (LUKS), to the disks within
 //!     '-- Volume     a disk, partition or logical volume, and by which      disks.find("UUID=...")
 //!           |        names a guest finds it again (detect)
 //!           '-- fs   ext2/3/4, FAT, XFS, btrfs                              volume.file_system()?.read("/etc/fstab", max)
@@ -22,6 +23,7 @@ pub mod detect;
 mod disks;
 pub mod fs;
 pub mod guid;
+pub mod keys;
 pub mod lvm;
 pub mod md;
 pub mod partition;
@@ -30,3 +32,4 @@ pub mod unused;
 
 pub use disks::{Disk, Disks, Location, Volume};
 pub use guid::Guid;
+pub use keys::Keys;

@@ -5,6 +5,7 @@ mod cli;
 mod cmd;
 mod exit;
 mod hint;
+mod keys;
 mod nbd;
 mod output;
 mod programs;

@@ -23,6 +23,12 @@ pub fn open(path: &Path) -> Arc<dyn BlockDevice> {
     raw(Arc::new(file))
 }
 
+/// The same for writing.
+pub fn open_writable(path: &Path) -> Arc<dyn BlockDevice> {
+    let file = HostFile::open(path, &FileOptions::read_write()).unwrap();
+    raw(Arc::new(file))
+}
+
 /// Bytes as a device.
 pub fn disk(bytes: Vec<u8>) -> Arc<dyn BlockDevice> {
     raw(Arc::new(MemStorage::from_bytes(bytes)))

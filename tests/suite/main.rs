@@ -28,6 +28,7 @@ mod foreign;
 mod guestdisk_boot;
 mod guestdisk_firmware;
 mod guestdisk_fs;
+mod guestdisk_luks;
 mod guestdisk_ntfs;
 mod guestdisk_partition;
 mod guestdisk_unused;

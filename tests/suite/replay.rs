@@ -194,6 +194,29 @@ fn luks_header() {
     replay("luks_header", fuzz::luks_header);
 }
 
+/// The corpus, and a good header with one byte after the other changed.
+#[test]
+fn luks2_metadata() {
+    replay("luks2_metadata", fuzz::luks2_metadata);
+    let salt = vec![3; 32];
+    let kdf = crypt::luks2::Kdf::Argon2 { id: true, time: 1, memory: 32, lanes: 1, salt };
+    let (_, json) = crypt::luks2::testing::volume(&kdf, 4096, 0);
+    let json = json.as_bytes();
+    fuzz::luks2_metadata(json);
+    let mut random = block::testing::Random::new(91);
+    for _ in 0..300 {
+        let mut changed = json.to_vec();
+        let mut bytes = [0; 4];
+        random.fill(&mut bytes);
+        let at = usize::from(u16::from_le_bytes([bytes[0], bytes[1]])) % changed.len();
+        changed[at] = bytes[2];
+        if bytes[3] < 64 {
+            changed.truncate(at);
+        }
+        fuzz::luks2_metadata(&changed);
+    }
+}
+
 /// The corpus, and random edits of all structures (or as many as `VIMG_FUZZ_INPUTS` says).
 #[test]
 fn vhdx() {

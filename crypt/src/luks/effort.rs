@@ -32,24 +32,31 @@ impl Effort {
     /// # Errors
     /// `Denied`: that is more than is left.
     pub(super) fn spend(&mut self, header: &Header, slot: usize, hash: Hash) -> Result<()> {
-        let Some(left) = &mut self.0 else { return Ok(()) };
         let rounds = header.slots[slot].iterations;
         let blocks = u64::from(header.key_len).div_ceil(hash.digest_len() as u64).max(1);
-        let work = u64::from(rounds) * blocks + u64::from(header.digest_iterations);
-        match left.checked_sub(work) {
-            Some(rest) => *left = rest,
-            None => {
-                let digest = header.digest_iterations;
-                return Err(Error::new(
-                    ErrorKind::Denied,
-                    format!(
-                        "Keyslot {slot} asks for {rounds} rounds of PBKDF2 (and {digest} for the digest), more than are \
-                         tried unasked"
-                    ),
-                ));
-            }
-        }
+        let digest = header.digest_iterations;
+        self.spend_rounds((u64::from(rounds) * blocks).saturating_add(digest.into()), || {
+            format!("Keyslot {slot} asks for {rounds} rounds of PBKDF2 (and {digest} for the digest)")
+        })
+    }
+
+    /// The same for work that has been counted; `what` says what asks for it.
+    ///
+    /// # Errors
+    /// `Denied`: that is more than is left.
+    pub(crate) fn spend_rounds(&mut self, work: u64, what: impl FnOnce() -> String) -> Result<()> {
+        let Some(left) = &mut self.0 else { return Ok(()) };
+        let rest = left.checked_sub(work);
+        *left = rest.ok_or_else(|| {
+            Error::new(ErrorKind::Denied, format!("{}, more than are tried unasked", what()))
+        })?;
         Ok(())
+    }
+
+    /// The most memory that a key derivation is given, in KiB: what cryptsetup takes unless told otherwise; unbounded, what it
+    /// takes at most.
+    pub(crate) fn memory_kib(self) -> u64 {
+        if self.0.is_some() { 1 << 20 } else { 4 << 20 }
     }
 }
 

@@ -136,42 +136,9 @@ impl Header {
     /// # Errors
     /// We (or anybody) do not have them, in qemu's words.
     pub fn spec(&self) -> Result<(CipherSpec, Hash)> {
-        let unsupported =
-            |what: &str, name: &str| Error::unsupported(format!("{what} '{name}' not supported"));
-        let (mode_name, iv) = self.cipher_mode.split_once('-').ok_or_else(|| {
-            Error::invalid(format!("Unexpected cipher mode string format '{}'", self.cipher_mode))
-        })?;
-        let mode = Mode::from_name(mode_name).ok_or_else(|| unsupported("Cipher mode", mode_name))?;
-        let algorithm = self.algorithm(mode)?;
-        let (iv, iv_hash) = split_iv(iv);
-        let find_hash = |name| Hash::from_name(name).ok_or_else(|| unsupported("Hash algorithm", name));
-        let iv_hash = iv_hash.map(find_hash).transpose()?;
-        let iv = match (iv, iv_hash) {
-            ("plain", _) => IvGenerator::Plain,
-            ("plain64", _) => IvGenerator::Plain64,
-            ("essiv", Some(hash)) => IvGenerator::Essiv(hash),
-            ("essiv", None) => return Err(Error::invalid("Missing IV generator hash specification")),
-            (other, _) => return Err(unsupported("IV generator", other)),
-        };
-        let spec = CipherSpec { algorithm, mode, iv };
-        if let IvGenerator::Essiv(hash) = iv {
-            spec.essiv_cipher(hash)?;
-        }
-        Ok((spec, find_hash(&self.hash_spec)?))
-    }
-
-    fn algorithm(&self, mode: Mode) -> Result<Algorithm> {
-        let key_len = match mode {
-            // Both keys have the length; of an odd number qemu sees the smaller half.
-            Mode::Xts => self.key_len / 2,
-            Mode::Ecb | Mode::Cbc | Mode::Ctr => self.key_len,
-        };
-        let name = &self.cipher_name;
-        let whole = mode != Mode::Xts || self.key_len.is_multiple_of(2);
-        Algorithm::from_family(name, key_len as usize).filter(|_| whole).ok_or_else(|| {
-            let text = format!("Algorithm '{name}' with key size {key_len} bytes not supported");
-            Error::unsupported(text)
-        })
+        let spec = cipher_spec(&self.cipher_name, &self.cipher_mode, self.key_len as usize)?;
+        let hash = Hash::from_name(&self.hash_spec);
+        Ok((spec, hash.ok_or_else(|| unsupported("Hash algorithm", &self.hash_spec))?))
     }
 
     /// Bytes of the key material of each slot.
@@ -229,6 +196,50 @@ impl Slot {
         writer.bytes(&self.salt).be_u32(sectors(self.material_offset)?).be_u32(STRIPES);
         Ok(())
     }
+}
+
+fn unsupported(what: &str, name: &str) -> Error {
+    Error::unsupported(format!("{what} '{name}' not supported"))
+}
+
+/// The cipher that `aes`, `xts-plain64` and a volume key of `key_len` bytes stand for.
+///
+/// # Errors
+/// We (or anybody) do not have it, in qemu's words.
+pub(crate) fn cipher_spec(name: &str, mode: &str, key_len: usize) -> Result<CipherSpec> {
+    let (mode_name, iv) = mode
+        .split_once('-')
+        .ok_or_else(|| Error::invalid(format!("Unexpected cipher mode string format '{mode}'")))?;
+    let mode = Mode::from_name(mode_name).ok_or_else(|| unsupported("Cipher mode", mode_name))?;
+    let algorithm = algorithm(name, mode, key_len)?;
+    let (iv, iv_hash) = split_iv(iv);
+    let find_hash = |name| Hash::from_name(name).ok_or_else(|| unsupported("Hash algorithm", name));
+    let iv_hash = iv_hash.map(find_hash).transpose()?;
+    let iv = match (iv, iv_hash) {
+        ("plain", _) => IvGenerator::Plain,
+        ("plain64", _) => IvGenerator::Plain64,
+        ("essiv", Some(hash)) => IvGenerator::Essiv(hash),
+        ("essiv", None) => return Err(Error::invalid("Missing IV generator hash specification")),
+        (other, _) => return Err(unsupported("IV generator", other)),
+    };
+    let spec = CipherSpec { algorithm, mode, iv };
+    if let IvGenerator::Essiv(hash) = iv {
+        spec.essiv_cipher(hash)?;
+    }
+    Ok(spec)
+}
+
+fn algorithm(name: &str, mode: Mode, key_len: usize) -> Result<Algorithm> {
+    let each = match mode {
+        // Both keys have the length; of an odd number qemu sees the smaller half.
+        Mode::Xts => key_len / 2,
+        Mode::Ecb | Mode::Cbc | Mode::Ctr => key_len,
+    };
+    let whole = mode != Mode::Xts || key_len.is_multiple_of(2);
+    Algorithm::from_family(name, each).filter(|_| whole).ok_or_else(|| {
+        let text = format!("Algorithm '{name}' with key size {each} bytes not supported");
+        Error::unsupported(text)
+    })
 }
 
 /// `plain64`, or `essiv:sha256` in its two parts.

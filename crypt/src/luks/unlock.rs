@@ -47,15 +47,30 @@ pub fn unlock_with(
     unlocker: &Unlocker,
 ) -> Result<Unlocked> {
     let header = Header::read(storage, base)?;
-    let (spec, hash) = header.spec()?;
+    let (spec, _) = header.spec()?;
     if let Some(key) = unlocker.take(&header, passphrase) {
         return Ok(Unlocked { volume: Volume::new(spec, &key)?, header, slot: 0, key, effort });
     }
     let mut left = effort;
+    let (slot, key) = find_key(storage, base, &header, passphrase, &mut left)?;
+    Ok(Unlocked { volume: Volume::new(spec, &key)?, header, slot, key, effort })
+}
+
+/// The first slot that the passphrase opens, and the volume key in it.
+///
+/// # Errors
+/// As [`unlock_with`].
+pub(crate) fn find_key(
+    storage: &dyn Storage,
+    base: u64,
+    header: &Header,
+    passphrase: &[u8],
+    left: &mut Effort,
+) -> Result<(usize, Secret)> {
+    let kinds = header.spec()?;
     for slot in 0..header.slots.len() {
-        if let Some(key) = open_slot(storage, base, &header, (spec, hash), slot, passphrase, &mut left)? {
-            let volume = Volume::new(spec, &key)?;
-            return Ok(Unlocked { header, volume, slot, key, effort });
+        if let Some(key) = open_slot(storage, base, header, kinds, slot, passphrase, left)? {
+            return Ok((slot, key));
         }
     }
     Err(Error::new(ErrorKind::Permission, "Invalid password, cannot unlock any keyslot"))

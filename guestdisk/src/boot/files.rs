@@ -34,6 +34,8 @@ pub(super) struct VolumeFacts {
     pub(super) lvm_ids: Option<(String, String)>,
     /// The array that it is, or is a partition of.
     pub(super) array: Option<ArrayFacts>,
+    /// The UUID of the encrypted volume that it is within, without hyphens; empty if it is within none.
+    pub(super) outer_uuid: String,
     pub(super) is_esp: bool,
     pub(super) readable: bool,
 }
@@ -70,6 +72,7 @@ impl Files {
             let system = if volume.is_readable() { files.system(volume) } else { None };
             match content {
                 None => files.notes.push(format!("{}: nothing that is known here", volume.location)),
+                Some(_) if disks.within(&volume.location).is_some() => {}
                 Some(content)
                     if !content.kind.is_readable()
                         && !matches!(content.kind, Kind::Lvm2 | Kind::LinuxRaid) =>
@@ -86,6 +89,7 @@ impl Files {
                 partuuid: volume.partuuid().to_owned(),
                 lvm_ids: lvm_ids(disks, &volume.location),
                 array: disks.array_of(&volume.location).map(ArrayFacts::of),
+                outer_uuid: disks.outer_uuid(&volume.location).unwrap_or_default().replace('-', ""),
                 is_esp,
                 readable: system.is_some(),
             });

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use block::{BlockDevice, Error, ErrorKind};
-use guestdisk::Disks;
+use guestdisk::{Disks, Keys};
 use image::OpenOptions;
 use v2v::inspect::trees;
 use v2v::names::DiskNames;
@@ -14,6 +14,7 @@ use v2v::view::GuestView;
 use crate::app::App;
 use crate::cli::SourceArgs;
 use crate::exit::{Failure, Outcome};
+use crate::keys::{KeyArgs, explain};
 
 /// How the files of a guest are named.
 #[derive(Debug, clap::Args)]
@@ -30,6 +31,8 @@ pub(crate) struct GuestArgs {
     volume: Option<String>,
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    keys: KeyArgs,
 }
 
 /// The disks of a guest, open for reading.
@@ -39,6 +42,8 @@ pub(crate) struct Opened {
     pub(crate) devices: Vec<Arc<dyn BlockDevice>>,
     /// What the guest calls them, where a description says it.
     pub(crate) names: DiskNames,
+    /// What opens encrypted volumes.
+    pub(crate) keys: Keys,
 }
 
 /// Opens the disks of one guest, for reading only and without a trace. A single name may be that of a machine's
@@ -63,7 +68,7 @@ pub(crate) fn open(names: &[String], formats: &[String], source: &SourceArgs, ap
         Ok(app.open(&found.spec, &options)?.device())
     };
     let devices = names.iter().enumerate().map(open).collect::<Outcome<_>>()?;
-    Ok(Opened { devices, names: DiskNames::default() })
+    Ok(Opened { devices, ..Opened::default() })
 }
 
 fn options(source: &SourceArgs, app: &App) -> Outcome<OpenOptions> {
@@ -108,10 +113,18 @@ pub(crate) fn refuse_description(name: &str, way_out: &str) -> block::Result<()>
     Err(error.hint(way_out.to_owned()))
 }
 
+impl Opened {
+    /// Looks at what is on the disks.
+    pub(crate) fn look(&mut self) -> Outcome<Disks> {
+        Ok(Disks::open_with(std::mem::take(&mut self.devices), &self.keys).map_err(explain)?)
+    }
+}
+
 impl GuestArgs {
     /// Opens the image and the further disks.
     pub(crate) fn open(&self, filename: &str, app: &App) -> Outcome<Opened> {
         let mut opened = open(&[filename.to_owned()], self.format.as_slice(), &self.source, app)?;
+        opened.keys = self.keys.read(&self.source.objects.secrets()?, app)?;
         for further in &self.disk {
             if !self.source.image_opts {
                 refuse_description(further, "give it as the image: its disks are found through it")?;
@@ -122,8 +135,8 @@ impl GuestArgs {
     }
 
     /// The trees that paths lie in.
-    pub(crate) fn trees(&self, opened: Opened) -> Outcome<Trees> {
-        let (disks, names) = (Disks::open_all(opened.devices)?, opened.names);
+    pub(crate) fn trees(&self, mut opened: Opened) -> Outcome<Trees> {
+        let (disks, names) = (opened.look()?, opened.names);
         let main = match &self.volume {
             Some(name) => Some(volume_view(&disks, volume_of(&disks, &names, name)?)),
             None => system_view(&disks, &names),

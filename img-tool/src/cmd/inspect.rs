@@ -1,12 +1,12 @@
 //! `inspect`: what is inside a guest.
 
-use guestdisk::Disks;
 use image::json;
 use v2v::inspect::{document, inspect_with, to_text};
 
 use crate::app::App;
 use crate::cli::{OutputFormat, SourceArgs};
 use crate::exit::{Exit, Outcome};
+use crate::keys::KeyArgs;
 
 /// Say what is inside a guest: systems, kernels and their drivers, boot loaders, what stands in the way of KVM
 ///
@@ -22,6 +22,7 @@ Examples:
   vimg inspect disk.vmdk
   vimg inspect --output=json system.qcow2 data.qcow2
   vimg inspect guest.vmx
+  vimg inspect --key all:file:passphrase.txt disk.qcow2
   vimg inspect 'guest.ova:disk1.vmdk'")]
 pub(crate) struct Args {
     /// Format of the images: one for all, or one for each (default: found out from their contents)
@@ -32,6 +33,8 @@ pub(crate) struct Args {
     output: Option<String>,
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    keys: KeyArgs,
     /// The disks of one guest, in its order; or its description (VMX, OVF, OVA, libvirt XML, xl.cfg, .vbox)
     #[arg(required = true, value_name = "FILENAME")]
     filenames: Vec<String>,
@@ -39,9 +42,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     let output = OutputFormat::parse(args.output.as_deref(), "inspect", app)?;
-    let opened = super::guest::open(&args.filenames, &args.format, &args.source, app)?;
+    let mut opened = super::guest::open(&args.filenames, &args.format, &args.source, app)?;
+    opened.keys = args.keys.read(&args.source.objects.secrets()?, app)?;
     app.confine(&[]);
-    let disks = Disks::open_all(opened.devices)?;
+    let disks = opened.look()?;
     let found = inspect_with(&disks, &opened.names)?;
     let text = match output {
         OutputFormat::Json => json::pretty(&document(&disks, &found)) + "\n",

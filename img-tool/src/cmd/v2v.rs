@@ -28,6 +28,7 @@ use v2v::report::{Report, Stage};
 use crate::app::App;
 use crate::cli::{OutputFormat, SourceArgs};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::keys::KeyArgs;
 use crate::progress::{ProgressArgs, Reporter};
 
 /// Convert a virtual machine of another hypervisor to a KVM guest
@@ -164,6 +165,7 @@ pub(crate) struct Args {
         "sources", "name", "memory", "cpus", "firmware", "nic", "network", "bridge", "mac", "plan", "system", "format",
         "no_changes", "keep_tools", "no_nic_names", "force", "serial_console", "autorelabel", "no_verify", "compress",
         "overwrite", "direct_kernel", "timeout", "virtio_win", "appliance_kernel",
+        "keys_from_stdin",
     ], help_heading = "Many machines")]
     batch: Option<PathBuf>,
     /// How many of them at once
@@ -179,6 +181,8 @@ pub(crate) struct Args {
     progress: ProgressArgs,
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    keys: KeyArgs,
     /// The machine's description, or its disks
     #[arg(required_unless_present = "batch", value_name = "SOURCE")]
     sources: Vec<String>,
@@ -275,6 +279,7 @@ impl Args {
         for object in &self.source.objects.object {
             words.push(format!("--object={object}"));
         }
+        words.extend(self.keys.words());
         if let Some(folder) = &self.output_dir {
             words.push(format!("--output-dir={}", folder.display()));
         }

@@ -266,10 +266,13 @@ fn of_volumes(disks: &Disks) -> Vec<Obstacle> {
         let place = &volume.location;
         let kind = volume.content.as_ref().map(|content| content.kind);
         let (code, message, hint) = match kind {
+            Some(Kind::Luks) if !disks.is_locked(volume) => continue,
             Some(Kind::Luks) => (
                 "encrypted",
-                format!("{place} is encrypted (LUKS): what lies in it was not looked at"),
-                "an encrypted root is not converted; if only data are in it, nothing is to be done",
+                format!(
+                    "{place} is encrypted (LUKS), and no key was given: what lies in it was not looked at"
+                ),
+                "give its passphrase (--key all:file:FILE); if only data are in it, nothing is to be done",
             ),
             Some(Kind::BitLocker) => (
                 "bitlocker",

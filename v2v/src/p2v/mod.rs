@@ -216,7 +216,16 @@ impl PhysicalDisk {
 /// Whether nobody writes to a volume of some disks, `disks[N]` being the disk N of `volume`. File systems mounted at `frozen`
 /// are at rest.
 pub fn is_at_rest(volume: &Volume, disks: &[&PhysicalDisk], frozen: &[PathBuf]) -> bool {
-    let concerns = |disk: usize, mounted: &Mounted| match &volume.location {
+    let written = |(index, disk): (usize, &&PhysicalDisk)| {
+        let concerns = |mounted: &Mounted| concerns(&volume.location, index, mounted);
+        disk.written().any(|mounted| concerns(mounted) && !frozen.contains(&mounted.path))
+    };
+    !disks.iter().enumerate().any(written)
+}
+
+/// Whether what is mounted lies on a volume.
+fn concerns(location: &Location, disk: usize, mounted: &Mounted) -> bool {
+    match location {
         Location::Whole { disk: own } => *own == disk,
         Location::Partition { disk: own, number } => {
             *own == disk && (mounted.partitions.is_empty() || mounted.partitions.contains(number))
@@ -228,9 +237,6 @@ pub fn is_at_rest(volume: &Volume, disks: &[&PhysicalDisk], frozen: &[PathBuf]) 
             // What is mounted is somebody else's, unless it is a volume of LVM.
             mounted.mapper.as_ref().is_some_and(|own| *own == mapper)
         }
-    };
-    let written = |(index, disk): (usize, &&PhysicalDisk)| {
-        disk.written().any(|mounted| concerns(index, mounted) && !frozen.contains(&mounted.path))
-    };
-    !disks.iter().enumerate().any(written)
+        Location::Decrypted { outer } => concerns(outer, disk, mounted),
+    }
 }

@@ -16,6 +16,7 @@ pub(super) fn name(facts: &VolumeFacts) -> String {
                 facts.array.as_ref().map_or_else(|| name.clone(), |array| format!("mduuid/{}", array.uuid));
             partition.map_or_else(|| array.clone(), |number| format!("{array},{number}"))
         }
+        Location::Decrypted { .. } => format!("cryptouuid/{}", facts.outer_uuid),
     }
 }
 
@@ -37,6 +38,10 @@ pub(super) fn volume(files: &Files, name: &str) -> Option<usize> {
     }
     if name.starts_with("md") {
         return by(&|facts| is_array(facts, name));
+    }
+    if let Some(uuid) = name.strip_prefix("cryptouuid/") {
+        let uuid = uuid.replace('-', "");
+        return by(&|facts| !uuid.is_empty() && facts.outer_uuid.eq_ignore_ascii_case(&uuid));
     }
     let (disk, partition) = name.strip_prefix("hd")?.split_once(',').unwrap_or((&name[2..], ""));
     let disk: usize = disk.parse().ok()?;

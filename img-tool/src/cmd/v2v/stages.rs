@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use block::{BlockDevice, Error, ErrorKind, ResultExt as _};
 use bootcheck::scratch;
-use guestdisk::Disks;
 use guestdisk::detect::Kind;
+use guestdisk::{Disks, Keys};
 use image::convert::{ConvertReport, ConvertRequest, Target, convert as copy};
 use image::progress::Progress as _;
 use image::{CreateRequest, Format, Layer, OpenOptions, Share};
@@ -26,6 +26,7 @@ use super::writers::{Backend, Known, Writers};
 use super::{Args, boot, describe, place, space};
 use crate::app::App;
 use crate::exit::{Failure, Outcome};
+use crate::keys::explain;
 use crate::progress::Reporter;
 use crate::sandbox;
 
@@ -73,6 +74,8 @@ pub(super) struct Context<'a> {
     format: Format,
     bus: Bus,
     backend: Backend,
+    /// What opens encrypted volumes.
+    keys: Keys,
 }
 
 /// Converts, or plans. What is known when it fails is in the report.
@@ -84,6 +87,7 @@ pub(super) fn convert(args: &Args, app: &App, reporter: &Reporter<'_>, report: &
         format: output_format(args)?,
         bus: bus(&args.bus)?,
         backend: Backend::parse(args, app.global.untrusted)?,
+        keys: args.keys.read(&args.source.objects.secrets()?, app)?,
     };
     check_words(args)?;
     describe::check(&args.target)?;
@@ -310,8 +314,13 @@ impl Context<'_> {
         Ok(opened)
     }
 
+    /// Looks at what is on the disks.
+    fn look(&self, devices: Vec<Arc<dyn BlockDevice>>) -> Outcome<Disks> {
+        Ok(Disks::open_with(devices, &self.keys).map_err(explain)?)
+    }
+
     fn inspect(&self, devices: Vec<Arc<dyn BlockDevice>>, report: &mut Report) -> Outcome<Disks> {
-        let disks = Disks::open_all(devices)?;
+        let disks = self.look(devices)?;
         report.inspection = inspect_with(&disks, &names(&report.guest))?;
         // Windows knows best what its clock shows.
         if let Some(windows) = main_system(&report.inspection).and_then(|system| system.windows.as_ref()) {
@@ -448,7 +457,7 @@ impl Context<'_> {
 
     /// Looks at the changed guest with fresh eyes: nothing is left to be changed.
     fn verify_changes(&self, devices: Vec<Arc<dyn BlockDevice>>, report: &mut Report) -> Outcome<()> {
-        let disks = Disks::open_all(devices)?;
+        let disks = self.look(devices)?;
         let inspection = inspect_again(&disks, &names(&report.guest), &report.inspection)?;
         let mut left = plan::make(&disks, &report.guest, &inspection, &self.plan_options())?;
         if report.only_overwritten {

@@ -26,7 +26,7 @@ pub fn document(disks: &Disks, found: &Inspection) -> Value {
             "name": group.name,
             "uuid": group.uuid,
         })).collect::<Vec<_>>(),
-        "volumes": disks.volumes().iter().enumerate().map(|(index, volume)| self::volume(index, volume)).collect::<Vec<_>>(),
+        "volumes": disks.volumes().iter().enumerate().map(|(index, volume)| self::volume(disks, index, volume)).collect::<Vec<_>>(),
         "firmware": found.firmware.iter().map(|kind| kind.name()).collect::<Vec<_>>(),
         "firmware-reasons": found.firmware_reasons,
         "systems": found.systems.iter().map(system).collect::<Vec<_>>(),
@@ -80,7 +80,7 @@ fn array(array: &Array) -> Value {
     })
 }
 
-fn volume(index: usize, volume: &Volume) -> Value {
+fn volume(disks: &Disks, index: usize, volume: &Volume) -> Value {
     json!({
         "volume": index,
         "place": volume.location.to_string(),
@@ -89,6 +89,7 @@ fn volume(index: usize, volume: &Volume) -> Value {
         "uuid": volume.uuid(),
         "label": volume.label(),
         "partuuid": volume.partuuid(),
+        "inside": disks.within(&volume.location),
     })
 }
 

@@ -75,6 +75,14 @@ fn volumes(text: &mut Text, disks: &Disks) {
     for array in disks.arrays() {
         self::array(text, disks, array);
     }
+    let within =
+        disks.volumes().iter().filter(|volume| matches!(volume.location, Location::Decrypted { .. }));
+    for (index, volume) in within.enumerate() {
+        if index == 0 {
+            text.line(0, "within encrypted volumes");
+        }
+        line_of(text, disks, volume);
+    }
     for group in disks.volume_groups() {
         text.line(0, &format!("volume group {}", group.name));
         let own = disks.volumes().iter().filter(
@@ -112,7 +120,9 @@ fn line_of(text: &mut Text, disks: &Disks, volume: &guestdisk::Volume) {
     let place = match &volume.location {
         Location::Whole { .. } => "all of the disk".to_owned(),
         Location::Partition { number, .. } => format!("partition {number}"),
-        Location::Logical { .. } | Location::Array { .. } => volume.location.to_string(),
+        Location::Logical { .. } | Location::Array { .. } | Location::Decrypted { .. } => {
+            volume.location.to_string()
+        }
     };
     let content = volume.content.as_ref().map_or("nothing that is known", |content| content.kind.name());
     let number = disks.volumes().iter().position(|known| std::ptr::eq(known, volume)).unwrap_or_default();

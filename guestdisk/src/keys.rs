@@ -1,0 +1,121 @@
+//! Passphrases for the encrypted volumes of a guest, and which volumes they are for.
+//!
+//! A passphrase is expensive to try, by design. So a volume key that was found once is remembered, and whoever looks at the
+//! same disks again (before a change, after it, for a boot) with the same [`Keys`] does so at once.
+
+use crypt::luks::Effort;
+use crypt::{Container, Decrypted, Secret};
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+use block::{BlockDevice, Error, ErrorKind, Result};
+
+/// What a passphrase is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selector {
+    /// Every encrypted volume.
+    All,
+    /// The volume that the guest finds by this name (as [`Disks::find`](crate::Disks::find) has it), or that has this UUID.
+    Name(String),
+}
+
+impl Selector {
+    /// `all`, or a name or UUID.
+    pub fn parse(text: &str) -> Self {
+        if text == "all" { Self::All } else { Self::Name(text.to_owned()) }
+    }
+}
+
+/// A key as it was given: one or more passphrases for what it selects.
+#[derive(Debug, Clone)]
+pub struct Key {
+    /// What it is for.
+    pub selector: Selector,
+    /// The passphrases, in the order in which they are tried.
+    pub passphrases: Vec<Secret>,
+}
+
+/// All keys of a guest.
+#[derive(Debug, Default)]
+pub struct Keys {
+    keys: Vec<Key>,
+    effort: Effort,
+    /// Fingerprints of volumes with their keys, and the passphrase that opened them.
+    known: Mutex<Vec<Known>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    fingerprint: Vec<u8>,
+    key: Secret,
+    passphrase: Secret,
+}
+
+impl Keys {
+    /// Keys that may be tried with so much work for each volume.
+    pub fn new(keys: Vec<Key>, effort: Effort) -> Self {
+        Self { keys, effort, known: Mutex::default() }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// The keys, as they were given.
+    pub fn all(&self) -> &[Key] {
+        &self.keys
+    }
+
+    /// The passphrases that have opened a volume, in the order in which that happened, each once: what a console that asks
+    /// for one is to be told.
+    pub fn passphrases_that_open(&self) -> Vec<Secret> {
+        let mut found: Vec<Secret> = vec![];
+        for known in &*self.known.lock() {
+            if !found.contains(&known.passphrase) {
+                found.push(known.passphrase.clone());
+            }
+        }
+        found
+    }
+
+    /// Opens a volume with those of the keys for which `selects` is true. `Ok(None)`: there are none.
+    ///
+    /// # Errors
+    /// `Permission`: none of them is right; what [`Container::read`], [`Container::unlock`] and [`Container::open`] say.
+    pub(crate) fn open(
+        &self,
+        device: &Arc<dyn BlockDevice>,
+        selects: &dyn Fn(&Selector) -> bool,
+    ) -> Result<Option<Decrypted>> {
+        let passphrases: Vec<&Secret> =
+            self.keys.iter().filter(|key| selects(&key.selector)).flat_map(|key| &key.passphrases).collect();
+        if passphrases.is_empty() {
+            return Ok(None);
+        }
+        let container = Container::read(device)?;
+        let fingerprint = container.fingerprint();
+        let known = self
+            .known
+            .lock()
+            .iter()
+            .find(|known| known.fingerprint == fingerprint)
+            .map(|known| known.key.clone());
+        if let Some(key) = known {
+            return container.open(device, &key).map(Some);
+        }
+        let mut effort = self.effort;
+        for passphrase in passphrases {
+            match container.unlock(device, passphrase, &mut effort) {
+                Ok(key) => {
+                    let opened = container.open(device, &key)?;
+                    self.known.lock().push(Known { fingerprint, key, passphrase: passphrase.clone() });
+                    return Ok(Some(opened));
+                }
+                Err(error) if error.kind() == ErrorKind::Permission => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::new(ErrorKind::Permission, "none of the keys that were given opens it"))
+    }
+}
