@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use block::{Error, Result};
+use crypt::Secret;
+use zeroize::Zeroizing;
 
 use crate::engine::{Boot, Control, Ending, Engine, MachineSpec, Observer, Outcome, Runnable};
 use crate::kernel;
@@ -14,7 +16,7 @@ use crate::loader::FirmwareUse;
 use crate::pattern::Milestone;
 use crate::report::Report;
 use crate::verdict::{Reason, Stopped, Verdict, judge};
-use crate::watch::{Decision, Expectations, PAUSE, Watched, Watcher};
+use crate::watch::{Decision, Expectations, Mask, PAUSE, Watched, Watcher};
 
 /// After a sign of failure the guest runs on for so long, to tell more about it.
 const SETTLE: Duration = Duration::from_millis(1500);
@@ -64,6 +66,8 @@ pub struct Check {
     pub firmware: Option<FirmwareUse>,
     /// What to look for.
     pub expectations: Expectations,
+    /// What is typed where the guest asks for the passphrase of an encrypted disk, one after the other.
+    pub passphrases: Vec<Secret>,
     /// No longer than this; `None`: for ever.
     pub time_limit: Option<Duration>,
     /// A person is at the console: the guest runs until it ends, whatever it prints.
@@ -132,7 +136,10 @@ fn watch(check: Check, engine: &dyn Engine, listener: &Arc<dyn Listener>, report
     let started = Instant::now();
     let through = check.firmware.as_ref().map(FirmwareUse::through);
     let eyes = Arc::new(Eyes {
-        watcher: Mutex::new(Some(Watcher::new(check.expectations, through)?)),
+        watcher: Mutex::new(Some(
+            Watcher::new(check.expectations, through)?.with_passphrases(check.passphrases),
+        )),
+        mask: Mutex::default(),
         changed: Condvar::new(),
         started,
         listener: Arc::clone(listener),
@@ -148,6 +155,7 @@ fn watch(check: Check, engine: &dyn Engine, listener: &Arc<dyn Listener>, report
         let follow = Follow {
             eyes: &eyes,
             ended: &ended,
+            control: &control,
             limit: check.time_limit,
             stall_limit,
             until_end: check.until_end,
@@ -173,6 +181,13 @@ fn watch(check: Check, engine: &dyn Engine, listener: &Arc<dyn Listener>, report
         Some(Err(error)) => Verdict::not_checked(error),
         None => without_outcome(stopped, &watched),
     };
+    if watched.passphrases_typed > 0 {
+        let count = watched.passphrases_typed;
+        let times = if count == 1 { "once".to_owned() } else { format!("{count} times") };
+        report.remarks.push(format!(
+            "the guest asked for the passphrase of an encrypted disk, which was typed {times}"
+        ));
+    }
     report.watched = watched;
     report.outcome = outcome.and_then(Result::ok);
     report.verdict = match &check.firmware {
@@ -223,6 +238,8 @@ fn start(runnable: Box<dyn Runnable>, eyes: &Arc<Eyes>) -> Result<Receiver<Resul
 struct Eyes {
     /// `None` when the check is over.
     watcher: Mutex<Option<Watcher>>,
+    /// Locked before the watcher, while what has passed it is handed on.
+    mask: Mutex<Mask>,
     changed: Condvar,
     started: Instant,
     listener: Arc<dyn Listener>,
@@ -230,8 +247,9 @@ struct Eyes {
 
 impl Observer for Eyes {
     fn console(&self, bytes: &[u8], at: Instant) {
-        self.listener.console(bytes);
-        self.see(at, |watcher, at| watcher.feed(bytes, at));
+        let mut mask = self.mask.lock();
+        let shown = mask.pass(bytes, at.saturating_duration_since(self.started));
+        self.show(&shown, at);
     }
 
     fn firmware_log(&self, bytes: &[u8], at: Instant) {
@@ -239,7 +257,11 @@ impl Observer for Eyes {
     }
 
     fn screen(&self, rows: &[String], at: Instant) {
-        self.see(at, |watcher, at| watcher.screen(rows, at));
+        let rows: Vec<_> = {
+            let mask = self.mask.lock();
+            rows.iter().map(|row| mask.row(row)).collect()
+        };
+        self.see(at, |watcher, at| watcher.screen(&rows, at));
     }
 
     fn disk_read(&self, disk: usize, sector: u64, sectors: u64, at: Instant) {
@@ -251,6 +273,23 @@ impl Observer for Eyes {
 }
 
 impl Eyes {
+    /// What the console shows; the mask is locked.
+    fn show(&self, shown: &[u8], at: Instant) {
+        if !shown.is_empty() {
+            self.listener.console(shown);
+            self.see(at, |watcher, at| watcher.feed(shown, at));
+        }
+    }
+
+    /// Types a passphrase, which is not to be seen from now on.
+    fn type_secret(&self, secret: &Secret, control: &Arc<dyn Control>) {
+        self.mask.lock().hide(secret);
+        let mut line = Zeroizing::new(Vec::with_capacity(secret.len() + 1));
+        line.extend_from_slice(secret);
+        line.push(b'\r');
+        control.type_bytes(&line);
+    }
+
     fn see(&self, at: Instant, look: impl FnOnce(&mut Watcher, Duration)) {
         let at = at.saturating_duration_since(self.started);
         if let Some(watcher) = &mut *self.watcher.lock() {
@@ -272,6 +311,11 @@ impl Eyes {
 
     /// Looks at what the console shows after at most `wait`; earlier if there is news.
     fn look(&self, wait: Duration) -> Look {
+        {
+            let mut mask = self.mask.lock();
+            let stale = mask.stale(self.started.elapsed());
+            self.show(&stale, Instant::now());
+        }
         let mut watcher = self.watcher.lock();
         if watcher.as_ref().is_some_and(|watcher| watcher.decision().is_none()) {
             self.changed.wait_for(&mut watcher, wait);
@@ -285,10 +329,16 @@ impl Eyes {
             line: watcher.last_line(),
             silent_for: watcher.silent_since().map(|since| elapsed.saturating_sub(since)),
             has_loaded_kernel: watcher.has_loaded_kernel(),
+            typed: watcher.take_typed(),
         }
     }
 
     fn close(&self, elapsed: Duration) -> Watched {
+        {
+            let mut mask = self.mask.lock();
+            let rest = mask.rest();
+            self.show(&rest, Instant::now());
+        }
         let watcher = self.watcher.lock().take();
         watcher.map(|watcher| watcher.finish(elapsed)).unwrap_or_default()
     }
@@ -304,12 +354,15 @@ struct Look {
     silent_for: Option<Duration>,
     /// The silence may be a kernel's.
     has_loaded_kernel: bool,
+    /// The guest asks for these.
+    typed: Vec<Secret>,
 }
 
 /// Follows a running machine.
 struct Follow<'a> {
     eyes: &'a Eyes,
     ended: &'a Receiver<Result<Outcome>>,
+    control: &'a Arc<dyn Control>,
     limit: Option<Duration>,
     stall_limit: Option<Duration>,
     until_end: bool,
@@ -321,6 +374,7 @@ impl Follow<'_> {
         let mut told = Duration::ZERO;
         loop {
             let look = self.eyes.look(PAUSE.min(ASK));
+            look.typed.iter().for_each(|secret| self.eyes.type_secret(secret, self.control));
             if let Ok(outcome) = self.ended.try_recv() {
                 return (Stopped::GuestEnded, Some(outcome));
             }

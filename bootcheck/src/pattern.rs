@@ -81,6 +81,8 @@ pub enum Sign {
     Success(Milestone),
     /// It does not, for this reason.
     Failure(Reason),
+    /// It asks for the passphrase of an encrypted disk.
+    Passphrase,
     /// Neither, but worth showing if it does not.
     Note,
     /// A station.

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::engine::{DiskActivity, Ending, Outcome};
-use crate::watch::Watched;
+use crate::watch::{Failure, REFUSED, Watched};
 
 /// Why an image does not boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,6 +37,8 @@ pub enum Reason {
     BootLoader,
     /// The firmware has found nothing to boot.
     NoBootLoader,
+    /// The guest asks for the passphrase of an encrypted disk, and none was given, or none that is right.
+    Passphrase,
     /// A pattern of the user's (`--fail`).
     Pattern,
     /// The processor has given up.
@@ -57,7 +59,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::NoDiskDriver,
         Self::RootNotFound,
         Self::RootNotMounted,
@@ -71,6 +73,7 @@ impl Reason {
         Self::EmergencyMode,
         Self::BootLoader,
         Self::NoBootLoader,
+        Self::Passphrase,
         Self::Pattern,
         Self::TripleFault,
         Self::Reset,
@@ -97,6 +100,7 @@ impl Reason {
             Self::EmergencyMode => "emergency-mode",
             Self::BootLoader => "boot-loader",
             Self::NoBootLoader => "no-boot-loader",
+            Self::Passphrase => "passphrase",
             Self::Pattern => "pattern",
             Self::TripleFault => "triple-fault",
             Self::Reset => "reset",
@@ -126,6 +130,7 @@ impl Reason {
             Self::EmergencyMode => "the system stopped in emergency mode",
             Self::BootLoader => "the boot loader gave up",
             Self::NoBootLoader => "the firmware found nothing to boot",
+            Self::Passphrase => "the guest has come to an encrypted disk and asks for its passphrase",
             Self::Pattern => "the console shows what --fail looks for",
             Self::TripleFault => "triple fault",
             Self::Reset => "the guest reset the machine",
@@ -209,7 +214,8 @@ pub enum Stopped {
 pub fn judge(stopped: Stopped, watched: &Watched, outcome: &Outcome) -> Verdict {
     // What the console has told counts, whatever came after it.
     if let Some(failure) = watched.failures.first() {
-        return not_booted(refine(failure.reason, watched.kernel_reads, &outcome.disks), None);
+        let detail = (failure.reason == Reason::Passphrase).then(|| about_passphrase(failure));
+        return not_booted(refine(failure.reason, watched.kernel_reads, &outcome.disks), detail);
     }
     if watched.success.is_some() {
         return Verdict::Booted;
@@ -231,6 +237,14 @@ pub fn judge(stopped: Stopped, watched: &Watched, outcome: &Outcome) -> Verdict 
         Ending::Stopped => return engine_failed("the engine stopped the guest unasked".to_owned()),
     };
     not_booted(reason, detail)
+}
+
+/// How to go on.
+fn about_passphrase(failure: &Failure) -> String {
+    if failure.seen.pattern == REFUSED {
+        return "what was given was typed, and it asks again".to_owned();
+    }
+    "whether it boots with it is not known: give it with --key all:file:FILE".to_owned()
 }
 
 fn not_booted(reason: Reason, detail: Option<String>) -> Verdict {

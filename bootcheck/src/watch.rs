@@ -10,18 +10,24 @@
 //! Complete lines are looked at as they end. The line that has not ended is looked at when the console has paused:
 //! then it may be a prompt, and what is half printed is not taken for one.
 
+mod mask;
+mod prompt;
 mod seen;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use block::{Error, Result};
+use crypt::Secret;
 use regex::Regex;
 
 use crate::console::Lines;
 use crate::pattern::{Milestone, Pattern, Patterns, Sign};
 use crate::trace::Trace;
 use crate::verdict::Reason;
+
+pub(crate) use mask::Mask;
+use prompt::{Answer, Prompts};
 
 pub use seen::{Evidence, Failure, Match, Station, Watched};
 
@@ -31,6 +37,8 @@ pub const PAUSE: Duration = Duration::from_millis(30);
 const TAIL: usize = 40;
 /// Characters of a line that are kept.
 const TAIL_LINE: usize = 400;
+/// The name of the failure of passphrases that were typed.
+pub(crate) const REFUSED: &str = "passphrase refused";
 /// Failures and notes that are kept.
 const KEPT: usize = 16;
 
@@ -129,6 +137,7 @@ pub struct Watcher {
     used: usize,
     /// A firmware starts the guest.
     through: Option<Through>,
+    prompts: Prompts,
     /// When something was last seen of the guest, of whatever kind.
     last_sign: Duration,
 }
@@ -156,8 +165,20 @@ impl Watcher {
             watched,
             used: 0,
             through,
+            prompts: Prompts::default(),
             last_sign: Duration::ZERO,
         })
+    }
+
+    /// The same with passphrases to be typed where the guest asks for one.
+    #[must_use]
+    pub fn with_passphrases(self, passphrases: Vec<Secret>) -> Self {
+        Self { prompts: Prompts::new(passphrases), ..self }
+    }
+
+    /// Passphrases that are to be typed on the console now, one line each.
+    pub fn take_typed(&mut self) -> Vec<Secret> {
+        self.prompts.take()
     }
 
     /// The guest has printed `bytes` at `at`.
@@ -177,6 +198,7 @@ impl Watcher {
         for line in self.console.push(bytes, at) {
             self.look(&line, at, Evidence::Console);
             self.used = 0;
+            self.prompts.line_ended();
             self.count_from_kernel();
             keep(&mut self.tail, &line);
         }
@@ -319,10 +341,36 @@ impl Watcher {
                     decided = true;
                 }
                 Sign::Failure(_) => {}
+                Sign::Passphrase if !decided => {
+                    self.at_prompt(pattern, line, at, by);
+                    decided = true;
+                }
+                Sign::Passphrase => {}
                 Sign::Note => self.note(pattern.name, line, at),
                 Sign::Station(milestone) if !failed => self.pass(milestone, line, at, by),
                 Sign::Station(_) => {}
             }
+        }
+    }
+
+    /// The guest asks for a passphrase. (What a BIOS shows on the screen comes through the serial line, too.)
+    fn at_prompt(&mut self, pattern: &Pattern, line: &str, at: Duration, by: Evidence) {
+        if self.expectations.ignore_failures && self.prompts.is_empty() {
+            return self.note(pattern.name, line, at);
+        }
+        if self.through.is_some() {
+            let is_grub = pattern.name.ends_with("(GRUB)");
+            let milestone = if is_grub { Milestone::BootLoader } else { Milestone::Initramfs };
+            self.pass(milestone, line, at, by);
+        }
+        if by == Evidence::Screen && !self.prompts.is_empty() {
+            return;
+        }
+        match self.prompts.asked(line) {
+            Answer::NoneGiven => self.fail(Reason::Passphrase, pattern.name, line, at),
+            Answer::Refused => self.fail(Reason::Passphrase, REFUSED, line, at),
+            Answer::Type => self.watched.passphrases_typed += 1,
+            Answer::Done => {}
         }
     }
 
@@ -345,7 +393,7 @@ impl Watcher {
                 }
                 Sign::Station(milestone) => self.pass(milestone, line, at, Evidence::FirmwareLog),
                 Sign::Failure(reason) => self.sign_of_failure(reason, pattern, line, at),
-                Sign::Success(_) | Sign::Note => {}
+                Sign::Success(_) | Sign::Note | Sign::Passphrase => {}
             }
         }
     }

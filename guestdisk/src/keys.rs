@@ -67,14 +67,19 @@ impl Keys {
         &self.keys
     }
 
-    /// The passphrases that have opened a volume, in the order in which that happened, each once: what a console that asks
-    /// for one is to be told.
-    pub fn passphrases_that_open(&self) -> Vec<Secret> {
+    /// What a console that asks for passphrases is to be told: those that have opened a volume, in the order in which that
+    /// happened; all, if no volume has been looked at. Each once.
+    pub fn passphrases_to_type(&self) -> Vec<Secret> {
         let mut found: Vec<Secret> = vec![];
-        for known in &*self.known.lock() {
-            if !found.contains(&known.passphrase) {
-                found.push(known.passphrase.clone());
+        let mut add = |passphrase: &Secret| {
+            if !found.contains(passphrase) {
+                found.push(passphrase.clone());
             }
+        };
+        let known = self.known.lock();
+        known.iter().for_each(|known| add(&known.passphrase));
+        if known.is_empty() {
+            self.keys.iter().flat_map(|key| &key.passphrases).for_each(add);
         }
         found
     }

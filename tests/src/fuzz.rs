@@ -376,7 +376,7 @@ pub fn luks2_metadata(json: &[u8]) {
     use crypt::{Container, luks::Effort, luks2::testing};
     let mut bytes = testing::header(json, 1);
     bytes.resize(testing::DATA_OFFSET + 8192, 0x5a);
-    let storage = Arc::new(block::mem::MemStorage::from_bytes(bytes));
+    let storage = Arc::new(MemStorage::from_bytes(bytes));
     let Ok(disk) = block::raw::Raw::open(storage, block::raw::RawOptions::default()) else { return };
     let disk: Arc<dyn BlockDevice> = Arc::new(disk);
     let Ok(container) = Container::read(&disk) else { return };

@@ -146,7 +146,7 @@ fn names_and_keys_of_volumes() {
             assert_eq!(disks.place(found), None);
         }
         disks.find("/dev/mapper/other").unwrap_err();
-        assert_eq!(keys.passphrases_that_open(), [Secret::from("first")]);
+        assert_eq!(keys.passphrases_to_type(), [Secret::from("first")]);
     }
     let wrong = Disks::open_with(device(), &keys("all", &["no", "neither"])).unwrap_err();
     assert_eq!(wrong.kind(), ErrorKind::Permission);

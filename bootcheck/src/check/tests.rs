@@ -10,6 +10,8 @@ use crate::engine::{DiskActivity, Ending, Transport};
 enum Step {
     Print(&'static str),
     Wait(u64),
+    /// Waits until a line has been typed, and prints it.
+    Echo,
     End(Ending),
     /// The monitor fails.
     Fail,
@@ -83,6 +85,16 @@ impl Runnable for Guest {
             }
             match step {
                 Print(text) => self.observer.console(text.as_bytes(), Instant::now()),
+                Echo => {
+                    while !self.remote.typed.lock().ends_with(b"\r")
+                        && !self.remote.stopped.load(Ordering::SeqCst)
+                    {
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                    let typed = std::mem::take(&mut *self.remote.typed.lock());
+                    self.observer.console(&typed, Instant::now());
+                    self.observer.console(b"\n", Instant::now());
+                }
                 Wait(millis) => std::thread::sleep(Duration::from_millis(*millis)),
                 End(ending) => return Ok(outcome(ending.clone())),
                 Fail => return Err(Error::unsupported("the monitor broke")),
@@ -122,6 +134,7 @@ fn a_check() -> Check {
         }),
         firmware: None,
         expectations: Expectations::default(),
+        passphrases: vec![],
         time_limit: Some(Duration::from_secs(20)),
         until_end: false,
     }
@@ -143,7 +156,7 @@ fn expect_reason(report: &Report, expected: Reason) {
     }
 }
 
-use Step::{End, Fail, Hang, Print, Wait};
+use Step::{Echo, End, Fail, Hang, Print, Wait};
 
 #[test]
 fn a_prompt_ends_the_check_at_once() {
@@ -152,6 +165,46 @@ fn a_prompt_ends_the_check_at_once() {
     assert!(report.elapsed < Duration::from_secs(5), "{report:?}");
     assert_eq!(report.outcome.unwrap().ending, Ending::Stopped);
     assert_eq!(report.watched.tail, ["Linux version 6.1", "vm login: "]);
+}
+
+const PROMPT: Step = Print("Begin: x ... Please unlock disk sda5_crypt: ");
+const AGAIN: Step = Print("bad password\r\nPlease unlock disk sda5_crypt: ");
+
+fn with_passphrases(passphrases: &[&str], steps: &[Step]) -> (Report, String) {
+    let passphrases = passphrases.iter().map(|text| Secret::from(*text)).collect();
+    let typist = Arc::new(Typist { silent: true, ..Typist::default() });
+    let listener: Arc<dyn Listener> = Arc::clone(&typist) as _;
+    let report = run(Check { passphrases, ..a_check() }, &Script(steps.to_vec()), &listener);
+    let printed = String::from_utf8(typist.printed.lock().clone()).unwrap();
+    (report, printed)
+}
+
+#[test]
+fn an_encrypted_disk_without_its_passphrase_is_as_far_as_it_goes() {
+    let report = play(&[PROMPT]);
+    expect_reason(&report, Reason::Passphrase);
+    assert!(report.to_text(true).contains("--key"), "{}", report.to_text(true));
+}
+
+#[test]
+fn a_passphrase_is_typed_once_and_never_shown() {
+    let (report, printed) = with_passphrases(&["hush"], &[PROMPT, Echo, Print("vm login: ")]);
+    assert_eq!(report.verdict, Verdict::Booted);
+    assert_eq!(report.watched.passphrases_typed, 1);
+    assert!(printed.contains("sda5_crypt: ****\r\nvm login: "), "{printed}");
+    assert!(!format!("{report:?}{}", report.to_text(true)).contains("hush"), "{report:?}");
+    assert!(report.remarks[0].ends_with("typed once"), "{report:?}");
+}
+
+#[test]
+fn passphrases_are_typed_one_after_the_other() {
+    let steps = [PROMPT, Echo, AGAIN, Echo, Print("vm login: ")];
+    let (report, printed) = with_passphrases(&["wrong", "right"], &steps);
+    assert_eq!(report.verdict, Verdict::Booted);
+    assert!(!printed.contains("wrong") && !printed.contains("right"), "{printed}");
+    let (report, _) = with_passphrases(&["wrong"], &[PROMPT, Echo, AGAIN]);
+    expect_reason(&report, Reason::Passphrase);
+    assert!(report.to_text(true).contains("asks again"), "{}", report.to_text(true));
 }
 
 #[test]
@@ -226,12 +279,15 @@ fn the_user_may_give_up() {
 #[derive(Default)]
 struct Typist {
     printed: Mutex<Vec<u8>>,
+    silent: bool,
     told: AtomicBool,
 }
 
 impl Listener for Typist {
     fn ready(&self, control: &Arc<dyn Control>) {
-        control.type_bytes(b"root\n");
+        if !self.silent {
+            control.type_bytes(b"root\n");
+        }
     }
 
     fn console(&self, bytes: &[u8]) {

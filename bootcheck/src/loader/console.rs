@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::{BlockDevice, Error, ErrorKind, Result, ResultExt as _};
-use guestdisk::Disks;
 use guestdisk::boot::{self, BootFile, Loader};
+use guestdisk::{Disks, Keys};
 use guestedit::{FileKind, GuestFs, Options};
 
 /// What is added.
@@ -26,8 +26,8 @@ const MAX_LINKS: usize = 8;
 ///
 /// # Errors
 /// `NotFound` if there is no configuration; whatever keeps one from being changed.
-pub fn add_console(devices: &[Arc<dyn BlockDevice>]) -> Result<Vec<String>> {
-    let disks = Disks::open_all(devices.to_vec())?;
+pub fn add_console(devices: &[Arc<dyn BlockDevice>], keys: &Keys) -> Result<Vec<String>> {
+    let disks = Disks::open_with(devices.to_vec(), keys)?;
     let boot = boot::entries(&disks);
     let mut sources: Vec<(&BootFile, Loader)> = vec![];
     for entry in &boot.entries {

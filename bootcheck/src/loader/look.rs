@@ -12,7 +12,7 @@ use block::{BlockDevice, Result};
 use guestdisk::boot::firmware::{self, Facts, Firmware};
 use guestdisk::boot::{self, Boot, BootFile, Entry, Loader};
 use guestdisk::partition::{PartitionType, Scheme, Table};
-use guestdisk::{Disks, Location};
+use guestdisk::{Disks, Keys, Location};
 
 use crate::counted::Counted;
 use crate::engine::{Observer, ReadWatch};
@@ -54,14 +54,14 @@ impl Looked {
 /// Looks at the disks of a guest.
 ///
 /// # Errors
-/// A device failed.
-pub fn look(devices: &[Arc<dyn BlockDevice>]) -> Result<Looked> {
+/// A device failed; what [`Disks::open_with`] says of keys.
+pub fn look(devices: &[Arc<dyn BlockDevice>], keys: &Keys) -> Result<Looked> {
     let notes = Arc::new(Notes::default());
     let noted = |(index, device): (usize, &Arc<dyn BlockDevice>)| {
         let reads = ReadWatch::new(Arc::clone(&notes) as _, index);
         Arc::new(Counted::new(Arc::clone(device)).watched_by(reads)) as Arc<dyn BlockDevice>
     };
-    let disks = Disks::open_all(devices.iter().enumerate().map(noted).collect())?;
+    let disks = Disks::open_with(devices.iter().enumerate().map(noted).collect(), keys)?;
     let mut looked = Looked { facts: firmware::facts(&disks)?, common: vec![], bios: vec![], uefi: vec![] };
     looked.boot_sectors(&disks);
     let boot = boot::entries(&disks);

@@ -19,6 +19,10 @@ pub(super) const fn note(name: &'static str, regex: &'static str) -> Pattern {
     Pattern { name, sign: Sign::Note, regex }
 }
 
+pub(super) const fn passphrase(name: &'static str, regex: &'static str) -> Pattern {
+    Pattern { name, sign: Sign::Passphrase, regex }
+}
+
 use Milestone::{BootLoader, DiskSeen, Firmware, Init, Initramfs, Kernel, Login, RootMounted, Target};
 
 /// All patterns. Prompts are matched while they are the unfinished last line of the console, too.
@@ -32,6 +36,15 @@ pub const PATTERNS: &[Pattern] = &[
         r"Reached target (?:multi-user\.target|graphical\.target|Multi-User System|Graphical Interface)",
     ),
     success("systemd has finished", Target, r"systemd\[1\]: Startup finished in "),
+    // --- an encrypted disk: cryptsetup's own prompt, those of initramfs-tools, of systemd, of Alpine; GRUB's ---
+    passphrase(
+        "passphrase prompt (GRUB)",
+        r"Enter passphrase for (?:hd|lvm/|md/|crypto)\S* ?(?:\(.*\))?: ?$",
+    ),
+    passphrase(
+        "passphrase prompt",
+        r"(?:Please unlock disk \S+|(?:Please )?[Ee]nter (?:the )?(?:LUKS )?[Pp]assphrase for .+|^Password (?:for )?\(?/dev/\S+\)?): ?[\x80-\xff]* ?(?:\(press TAB for no echo\))? ?(?:\[ *\d+\.\d+\].*)?$",
+    ),
     // --- the kernel cannot go on ---
     failure(
         "no root device (kernel)",

@@ -33,6 +33,34 @@ fn prompts_are_success() {
 }
 
 #[test]
+fn encrypted_disks_ask_for_their_passphrase() {
+    let is_prompt = |line: &str| {
+        Patterns::new().unwrap().on(line).next().is_some_and(|pattern| pattern.sign == Sign::Passphrase)
+    };
+    for line in [
+        "Begin: Mounting root file system ... Begin: Running /scripts/local-top ... Please unlock disk sda5_crypt: ",
+        "Please unlock disk sda5_crypt: ",
+        "Please unlock disk sda5_crypt: [    5.102] usb 1-1: new device",
+        "Please enter passphrase for disk luks-0f5e7b0a: (press TAB for no echo) ",
+        "\u{1f510} Please enter passphrase for disk QEMU HARDDISK (root): \u{2328}\u{fe0f} (press TAB for no echo) ",
+        "Enter passphrase for /dev/vda2: ",
+        "Enter passphrase for hd0,msdos1 (0f5e7b0a6a554f6c8f0e3f1c4d6b9a11): ",
+        "Password (/dev/vda2): ",
+    ] {
+        assert!(is_prompt(line), "{line}");
+    }
+    for line in [
+        "Please enter passphrase for disk luks-0f5e7b0a: (press TAB for no echo) ***",
+        "Enter passphrase for /dev/vda2: ******",
+        "Password: ",
+        "Please unlock disk",
+        "cryptsetup: sda5_crypt: set up successfully",
+    ] {
+        assert!(!is_prompt(line), "{line}");
+    }
+}
+
+#[test]
 fn targets_are_success() {
     for line in [
         "[  OK  ] Reached target Multi-User System.",

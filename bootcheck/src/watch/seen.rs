@@ -115,6 +115,8 @@ pub struct Watched {
     pub firmware_log: Vec<String>,
     /// Read requests since the kernel said its first words, behind a firmware; `None`: it has not, or there is none.
     pub kernel_reads: Option<u64>,
+    /// How often a passphrase was to be typed.
+    pub passphrases_typed: usize,
     /// What has been read of the disks' landmarks, in the order of time.
     pub readings: Vec<Reading>,
 }

@@ -31,12 +31,14 @@ use bootcheck::engine::{Boot, Disk, MachineSpec};
 use bootcheck::loader::FirmwareUse;
 use bootcheck::report::{Report, document, exit_code, junit};
 use bootcheck::verdict::Verdict;
+use guestdisk::Keys;
 use guestdisk::boot::firmware::Firmware;
 use image::json;
 
 use crate::app::App;
 use crate::cli::{OutputFormat, SourceArgs};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::keys::KeyArgs;
 use crate::progress::{ProgressArgs, Reporter};
 
 use choose::Chosen;
@@ -67,6 +69,7 @@ Examples:
   vimg bootcheck --write-to after-boot.qcow2 disk.qcow2
   vimg bootcheck --interactive disk.qcow2
   vimg bootcheck --firmware auto disk.qcow2
+  vimg bootcheck --key all:file:passphrase.txt encrypted.qcow2
   vimg bootcheck --firmware uefi --firmware-vars guest_VARS.fd disk.qcow2")]
 pub(crate) struct Args {
     /// Format of the images (default: found out from their contents)
@@ -156,6 +159,8 @@ pub(crate) struct Args {
     quiet: bool,
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    keys: KeyArgs,
     /// The images, each a guest of its own
     #[arg(required = true, value_name = "FILENAME")]
     filenames: Vec<String>,
@@ -177,8 +182,9 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
 fn checked(args: &Args, app: &App) -> Outcome {
     let output = OutputFormat::parse(args.output.as_deref(), "bootcheck", app)?;
     let wanted = args.wanted()?;
+    let keys = args.keys.read(&args.source.objects.secrets()?, app)?;
     if args.list_entries {
-        return source::list(args, output, app);
+        return source::list(args, &keys, output, app);
     }
     let reporter = Reporter::new(&ProgressArgs::default(), true, app)?;
     let chosen = choose::choose(&args.engine, app)?;
@@ -189,7 +195,7 @@ fn checked(args: &Args, app: &App) -> Outcome {
     let bars = listen::Bars::new(args.shows_progress(app));
     let subjects = args.subjects(&wanted.runs(), &reporter, &bars, app)?;
     chosen.confine(subjects.iter().all(Subject::only_files), app);
-    let run = Run { args, wanted, given, firmwares, chosen, bars, output, app };
+    let run = Run { args, keys, wanted, given, firmwares, chosen, bars, output, app };
     let reports = run.check_all(&subjects);
     if let Some(file) = junit {
         write_junit(file, &reports)?;
@@ -286,6 +292,7 @@ fn write_vars(mut file: File, reports: &[Report]) -> Outcome<()> {
 /// All checks of one command.
 struct Run<'a> {
     args: &'a Args,
+    keys: Keys,
     wanted: Wanted,
     given: source::Given,
     firmwares: Option<Firmwares>,
@@ -352,6 +359,7 @@ impl Run<'_> {
             source,
             firmware,
             expectations: self.wanted.expectations.clone(),
+            passphrases: self.keys.passphrases_to_type(),
             time_limit: self.time_limit(),
             until_end: self.args.interactive,
         };
@@ -362,11 +370,17 @@ impl Run<'_> {
     fn what_boots(&self, subject: &Subject, opened: &disk::Opened) -> Result<WhatBoots, Verdict> {
         if let Some(firmwares) = &self.firmwares {
             let stall_limit = self.time_limit().unwrap_or(self.chosen.time_limit) / STALLS;
-            let through = through::find(firmwares, subject.firmware, self.args, &opened.disks, stall_limit);
+            let through = through::find(
+                firmwares,
+                subject.firmware,
+                self.args,
+                (&opened.disks, &self.keys),
+                stall_limit,
+            );
             let through = through.map_err(|error| Verdict::not_checked(&error))?;
             return Ok((through.boot, None, Some(through.used)));
         }
-        let found = source::find(&self.given, self.args, self.chosen.append, &opened.disks)?;
+        let found = source::find(&self.given, self.args, self.chosen.append, (&opened.disks, &self.keys))?;
         Ok((found.boot, Some(found.source), None))
     }
 

@@ -8,8 +8,8 @@ use block::{BlockDevice, Error, ErrorKind, ResultExt as _};
 use bootcheck::check::{Origin, Source};
 use bootcheck::engine;
 use bootcheck::verdict::{Reason, Verdict};
-use guestdisk::Disks;
 use guestdisk::boot::{self, Boot, BootFile, Entry};
+use guestdisk::{Disks, Keys};
 use image::json;
 use serde_json::json;
 
@@ -17,6 +17,7 @@ use super::{Args, disk};
 use crate::app::App;
 use crate::cli::OutputFormat;
 use crate::exit::{Exit, Outcome};
+use crate::keys::explain;
 
 /// A kernel, or an initramfs image, is not larger than this.
 const MAX_FILE: u64 = 1 << 30;
@@ -64,7 +65,7 @@ pub(super) fn find(
     given: &Given,
     args: &Args,
     append: &str,
-    disks: &[Arc<dyn BlockDevice>],
+    (disks, keys): (&[Arc<dyn BlockDevice>], &Keys),
 ) -> Result<Found, Verdict> {
     let mut found = match &given.kernel {
         Some((name, kernel)) => Parts {
@@ -74,7 +75,7 @@ pub(super) fn find(
             initrds: vec![],
             cmdline: String::new(),
         },
-        None => from_disk(args, disks)?,
+        None => from_disk(args, disks, keys)?,
     };
     if !given.initrds.is_empty() {
         found.initrds.clone_from(&given.initrds);
@@ -148,10 +149,10 @@ fn complete(cmdline: &str, append: &[String]) -> String {
 }
 
 /// What the boot loader of the disk would start, or the entry that is wanted.
-fn from_disk(args: &Args, disks: &[Arc<dyn BlockDevice>]) -> Result<Parts, Verdict> {
+fn from_disk(args: &Args, disks: &[Arc<dyn BlockDevice>], keys: &Keys) -> Result<Parts, Verdict> {
     let not_checked =
         |error: Error| Verdict::not_checked(&error.hint("name a kernel: --kernel, --initrd, --cmdline"));
-    let boot = look(disks).map_err(not_checked)?;
+    let boot = look(disks, keys).map_err(not_checked)?;
     let entry = match &args.entry {
         Some(name) => boot.entry(name),
         None => boot.default_entry(),
@@ -171,8 +172,8 @@ fn from_disk(args: &Args, disks: &[Arc<dyn BlockDevice>]) -> Result<Parts, Verdi
     })
 }
 
-fn look(disks: &[Arc<dyn BlockDevice>]) -> block::Result<Boot> {
-    Ok(boot::entries(&Disks::open_all(disks.to_vec())?))
+fn look(disks: &[Arc<dyn BlockDevice>], keys: &Keys) -> block::Result<Boot> {
+    Ok(boot::entries(&Disks::open_with(disks.to_vec(), keys).map_err(explain)?))
 }
 
 /// A boot loader could not read it either, unless that is our lack.
@@ -185,14 +186,14 @@ fn missing(entry: &Entry, file: &BootFile, error: &Error) -> Verdict {
 }
 
 /// `--list-entries`.
-pub(super) fn list(args: &Args, output: OutputFormat, app: &App) -> Outcome {
+pub(super) fn list(args: &Args, keys: &Keys, output: OutputFormat, app: &App) -> Outcome {
     let mut devices = vec![];
     for (index, name) in args.filenames.iter().chain(&args.disk).enumerate() {
         let format = args.format.as_deref().filter(|_| index == 0);
         devices.push(disk::open_image(args, name, format, app)?.device());
     }
     app.confine(&[]);
-    let boot = look(&devices)?;
+    let boot = look(&devices, keys)?;
     let text = match output {
         OutputFormat::Json => json::pretty(&document(&boot)) + "\n",
         OutputFormat::Human => {

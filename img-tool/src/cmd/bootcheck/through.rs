@@ -6,6 +6,7 @@ use std::time::Duration;
 use block::{BlockDevice, Result};
 use bootcheck::engine::Boot;
 use bootcheck::loader::{FirmwareUse, add_console, look};
+use guestdisk::Keys;
 use guestdisk::boot::firmware::Firmware;
 use guestdisk::boot::nvram;
 
@@ -23,11 +24,11 @@ pub(super) fn find(
     firmwares: &Firmwares,
     settled: Option<Firmware>,
     args: &Args,
-    disks: &[Arc<dyn BlockDevice>],
+    (disks, keys): (&[Arc<dyn BlockDevice>], &Keys),
     stall_limit: Duration,
 ) -> Result<Through> {
-    let changes = if args.add_console { add_console(disks)? } else { vec![] };
-    let looked = look(disks)?;
+    let changes = if args.add_console { add_console(disks, keys)? } else { vec![] };
+    let looked = look(disks, keys)?;
     let choice = looked.facts.choose(None);
     let firmware = settled.unwrap_or(choice.firmware);
     let reason = match settled {

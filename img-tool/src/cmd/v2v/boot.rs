@@ -1,11 +1,13 @@
 //! The test boot: `vimg bootcheck` as a process of its own, which gives up its privileges before it looks at a disk.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use block::{Error, ErrorKind, Result, ResultExt as _};
+use crypt::Secret;
 use v2v::guest::FirmwareKind;
 use v2v::report::BootTest;
 
@@ -24,6 +26,8 @@ pub(super) struct Test<'a> {
     pub(super) timeout: Option<u32>,
     /// The whole console goes here.
     pub(super) console: &'a Path,
+    /// What is typed where the guest asks for a passphrase.
+    pub(super) passphrases: Vec<Secret>,
 }
 
 /// How often the child is asked whether it has ended.
@@ -52,7 +56,12 @@ impl Test<'_> {
             }
             command.arg(path);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Through a pipe, where nobody sees it.
+        let stdin = if self.passphrases.is_empty() { Stdio::null() } else { Stdio::piped() };
+        if !self.passphrases.is_empty() {
+            command.arg("--keys-from-stdin");
+        }
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         Ok(command)
     }
 
@@ -62,6 +71,12 @@ impl Test<'_> {
     /// `Cancelled`; the program could not be started or did not answer in its form.
     pub(super) fn run(&self, signal: &AtomicUsize) -> Result<BootTest> {
         let mut child = self.command()?.spawn().context(|| "could not start the boot test".to_owned())?;
+        if let Some(mut stdin) = child.stdin.take() {
+            for passphrase in &self.passphrases {
+                // Who does not read them says why.
+                let _ = stdin.write_all(passphrase).and_then(|()| stdin.write_all(b"\n"));
+            }
+        }
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let answer = std::thread::spawn(move || read_all(stdout));
         let complaints = std::thread::spawn(move || read_all(stderr));
@@ -117,6 +132,7 @@ mod tests {
             engine: "auto",
             timeout: Some(60),
             console: Path::new("/c.log"),
+            passphrases: vec![],
         };
         let command = test.command().unwrap();
         let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();

@@ -547,6 +547,7 @@ impl Context<'_> {
             engine: if self.args.engine == "uml" { "auto" } else { &self.args.engine },
             timeout: self.args.timeout,
             console: &console,
+            passphrases: self.keys.passphrases_to_type(),
         };
         let tested = match test.run(&self.reporter.signal()) {
             Err(error) if error.kind() != ErrorKind::Cancelled => BootTest {
