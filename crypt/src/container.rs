@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use block::adapter::DeviceStorage;
 use block::device::check_range;
-use block::num::align_down;
+use block::num::{align_down, low_u32};
 use block::{BlockDevice, Error, ErrorKind, LayerExtent, Limits, Result, Storage, Stored, ZeroMode};
 
 use crate::luks::{self, Effort, Header};
 use crate::luks2::Metadata;
 use crate::secret::Secret;
 use crate::sectors::Sectors;
-use crate::volume::{SECTOR, Volume};
+use crate::volume::Volume;
 
 /// A header of either version, checked in full.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,7 +130,7 @@ impl Decrypted {
                 sectors: Sectors::new(volume, first),
                 start,
                 size: size.unwrap_or(room),
-                sector_size: u32::try_from(sector).unwrap_or(SECTOR as u32),
+                sector_size: low_u32(sector),
             }),
             _ => Err(Error::new(
                 ErrorKind::Truncated,

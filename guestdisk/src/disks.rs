@@ -73,7 +73,7 @@ pub enum Location {
     /// The disk within an encrypted volume.
     Decrypted {
         /// Where the encrypted volume lies.
-        outer: Box<Location>,
+        outer: Box<Self>,
     },
 }
 

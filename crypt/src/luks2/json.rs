@@ -157,14 +157,11 @@ fn refuse_requirements(root: &Object) -> Result<()> {
         .and_then(|config| config.get("requirements"))
         .and_then(|requirements| requirements.get("mandatory"))
         .and_then(Value::as_array);
-    for word in mandatory.into_iter().flatten() {
-        let word = word.as_str().unwrap_or("?");
-        if word.contains("reencrypt") {
-            return Err(being_reencrypted());
-        }
-        return Err(Error::unsupported(format!("LUKS2 requirement '{word}' not supported")));
+    match mandatory.and_then(|words| words.first()).map(|word| word.as_str().unwrap_or("?")) {
+        None => Ok(()),
+        Some(word) if word.contains("reencrypt") => Err(being_reencrypted()),
+        Some(word) => Err(Error::unsupported(format!("LUKS2 requirement '{word}' not supported"))),
     }
-    Ok(())
 }
 
 fn being_reencrypted() -> Error {
