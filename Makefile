@@ -16,7 +16,7 @@ FUZZ_TARGETS ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
 # address, or none: nearly all of this is safe code, where panics are what there is to find.
 FUZZ_SANITIZER ?= none
 
-.PHONY: all build demo test boot-matrix v2v-matrix bench bench-nbd lint fmt fuzz install uninstall clean help
+.PHONY: all build demo test boot-matrix v2v-matrix luks-boot bench bench-nbd lint fmt fuzz install uninstall clean help
 
 all: build
 
@@ -44,6 +44,11 @@ v2v-matrix: ## guests of many shapes converted, checked and booted (GUESTS="name
 	@bash scripts/deps.sh test
 	$(BUILD)
 	@python3 scripts/v2v_matrix.py $(VIMG) $(TARGET)/v2v-matrix $(GUESTS)
+
+luks-boot: ## a Debian with encrypted LVM is made, converted and booted (some minutes)
+	@bash scripts/deps.sh test
+	$(BUILD)
+	@bash scripts/luks-boot.sh $(VIMG) $(TARGET)/luks-guest
 
 bench: ## vimg and qemu-img side by side (ROWS="name ..." for some of it)
 	@bash scripts/deps.sh bench

@@ -52,7 +52,7 @@ struct Known {
 }
 
 impl Keys {
-    /// Keys that may be tried with so much work for each volume.
+    /// Keys that may be tried with so much work each time that the disks of a guest are looked at.
     pub fn new(keys: Vec<Key>, effort: Effort) -> Self {
         Self { keys, effort, known: Mutex::default() }
     }
@@ -84,6 +84,11 @@ impl Keys {
         found
     }
 
+    /// The work that is allowed for all volumes of a guest.
+    pub(crate) fn effort(&self) -> Effort {
+        self.effort
+    }
+
     /// Opens a volume with those of the keys for which `selects` is true. `Ok(None)`: there are none.
     ///
     /// # Errors
@@ -92,6 +97,7 @@ impl Keys {
         &self,
         device: &Arc<dyn BlockDevice>,
         selects: &dyn Fn(&Selector) -> bool,
+        effort: &mut Effort,
     ) -> Result<Option<Decrypted>> {
         let passphrases: Vec<&Secret> =
             self.keys.iter().filter(|key| selects(&key.selector)).flat_map(|key| &key.passphrases).collect();
@@ -109,9 +115,8 @@ impl Keys {
         if let Some(key) = known {
             return container.open(device, &key).map(Some);
         }
-        let mut effort = self.effort;
         for passphrase in passphrases {
-            match container.unlock(device, passphrase, &mut effort) {
+            match container.unlock(device, passphrase, effort) {
                 Ok(key) => {
                     let opened = container.open(device, &key)?;
                     self.known.lock().push(Known { fingerprint, key, passphrase: passphrase.clone() });

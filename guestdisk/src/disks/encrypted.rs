@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use block::{Error, ErrorKind, Result, ResultExt as _};
+use crypt::luks::Effort;
 
 use super::{Disks, Location, Volume};
 use crate::detect::Kind;
@@ -19,11 +20,13 @@ const ROOTS: [&str; 4] = ["", "/@", "/root", "/@rootfs"];
 impl Disks {
     /// Adds what is within encrypted volumes for which there are keys, and the logical volumes of all of them.
     pub(super) fn add_encrypted_and_logical(&mut self, keys: &Keys) -> Result<()> {
+        // One for all: there may be a thousand volumes.
+        let mut effort = keys.effort();
         let mut seen = 0;
         for story in 0..MOST_STORIES {
             let before = self.volumes.len();
             for index in seen..before {
-                if let Some(device) = self.open_encrypted(index, keys)? {
+                if let Some(device) = self.open_encrypted(index, keys, &mut effort)? {
                     let outer = Box::new(self.volumes[index].location.clone());
                     self.push(Location::Decrypted { outer }, device, None)?;
                 }
@@ -40,13 +43,18 @@ impl Disks {
         Ok(())
     }
 
-    fn open_encrypted(&self, index: usize, keys: &Keys) -> Result<Option<Arc<dyn block::BlockDevice>>> {
+    fn open_encrypted(
+        &self,
+        index: usize,
+        keys: &Keys,
+        effort: &mut Effort,
+    ) -> Result<Option<Arc<dyn block::BlockDevice>>> {
         let volume = &self.volumes[index];
         if keys.is_empty() || !is_encrypted(volume) {
             return Ok(None);
         }
         let selects = |selector: &Selector| self.selects(selector, volume);
-        let found = keys.open(&volume.device, &selects).context(|| {
+        let found = keys.open(&volume.device, &selects, effort).context(|| {
             let uuid = volume.uuid();
             format!("{} (LUKS, UUID {uuid})", volume.location)
         })?;
@@ -169,4 +177,76 @@ fn tables(volume: &Volume) -> Vec<String> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use block::BlockDevice;
+    use block::mem::MemStorage;
+    use block::raw::{Raw, RawOptions};
+    use crypt::luks2::{Kdf, testing};
+    use crypt::{Container, Secret};
+
+    use super::*;
+    use crate::keys::Key;
+
+    fn keys(selector: &str, passphrase: &str) -> Keys {
+        let key = Key { selector: Selector::parse(selector), passphrases: vec![Secret::from(passphrase)] };
+        Keys::new(vec![key], Effort::DEFAULT)
+    }
+
+    /// A disk that is encrypted as a whole, with swap space in it.
+    fn disk() -> Arc<dyn BlockDevice> {
+        let kdf = Kdf::Argon2 { id: true, time: 1, memory: 32, lanes: 1, salt: vec![3; 32] };
+        let (bytes, _) = testing::volume(&kdf, 512, 16 << 10);
+        let disk = Raw::open(Arc::new(MemStorage::from_bytes(bytes)), RawOptions::default()).unwrap();
+        let disk: Arc<dyn BlockDevice> = Arc::new(disk);
+        let container = Container::read(&disk).unwrap();
+        let key = container.unlock(&disk, testing::PASSPHRASE, &mut Effort::default()).unwrap();
+        let inner = container.open(&disk, &key).unwrap();
+        inner.write_zeroes_at(0, 16 << 10, block::ZeroMode::ALLOCATE).unwrap();
+        inner.write_at(b"SWAPSPACE2", 4086).unwrap();
+        disk
+    }
+
+    #[test]
+    fn what_is_within_is_a_volume_and_its_key_is_found_once() {
+        let disk = disk();
+        let locked = Disks::open(Arc::clone(&disk)).unwrap();
+        assert_eq!(locked.volumes().len(), 1);
+        assert!(locked.is_locked(&locked.volumes()[0]));
+        let keys = keys("all", "pw");
+        // All passphrases, as long as none has opened anything.
+        assert_eq!(keys.passphrases_to_type().len(), 1);
+        for _ in 0..2 {
+            let disks = Disks::open_with(vec![Arc::clone(&disk)], &keys).unwrap();
+            let [outer, inner] = disks.volumes() else { panic!("{disks:?}") };
+            assert_eq!(inner.content.as_ref().unwrap().kind, Kind::Swap);
+            assert_eq!(disks.within(&outer.location), Some(1));
+            assert!(!disks.is_locked(outer));
+            assert_eq!(inner.location.to_string(), "disk 1 (decrypted)");
+            let mapper = disks.find(&format!("/dev/mapper/luks-{}", outer.uuid())).unwrap();
+            assert_eq!(mapper.location, inner.location);
+            // The slot is gone: who derives the key again does not find it.
+            disk.write_at(&[0; 4096], 32 << 10).unwrap();
+        }
+        let fresh = self::keys("all", "pw");
+        assert_eq!(Disks::open_with(vec![disk], &fresh).unwrap_err().kind(), ErrorKind::Permission);
+    }
+
+    #[test]
+    fn keys_for_nothing_are_mistakes() {
+        let disk = disk();
+        let open = |selector: &str, passphrase: &str| {
+            Disks::open_with(vec![Arc::clone(&disk)], &keys(selector, passphrase))
+                .map(|disks| disks.volumes().len())
+        };
+        for selector in ["all", "/dev/sda", "01234567-89AB-4def-8123-456789abcdef", "disk 1"] {
+            assert_eq!(open(selector, "pw").unwrap(), 2, "{selector}");
+            assert_eq!(open(selector, "no").unwrap_err().kind(), ErrorKind::Permission);
+        }
+        let error = open("/dev/sdb", "pw").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(error.hints()[0].contains("disk 1"), "{error:?}");
+    }
 }
