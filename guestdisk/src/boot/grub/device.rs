@@ -109,6 +109,7 @@ mod tests {
                 uuid: "0f5e7b0a6a554f6c8f0e3f1c4d6b9b00".into(),
                 names: ["127", "host:root", "root"].map(str::to_owned),
             }),
+            outer_uuid: String::new(),
             is_esp: false,
             readable: true,
         };
