@@ -1,13 +1,14 @@
 //! Changes a raw file system by an appliance, step by step, with timings: for trying engines and kernels by hand.
 //!
-//! `edit ENGINE KERNEL MODULES DISK [PROGRAM ..]`, ENGINE being `kvm`, `qemu` or `uml`, whose KERNEL is the program.
+//! `edit ENGINE KERNEL MODULES DISK [PROGRAM ..]`, ENGINE being `kvm`, `qemu`, `uml`, whose KERNEL is the
+//! program, or `mount`, which needs neither.
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use appliance::{Appliance, Kernel, Mount, Options, UmlEngine};
+use appliance::{Appliance, HostEngine, Kernel, Mount, Options, UmlEngine};
 use block::file::{FileOptions, HostFile};
 use block::raw::{Raw, RawOptions};
 use block::{BlockDevice, Error, Result};
@@ -59,6 +60,7 @@ fn engine(name: &str, kernel: &Path) -> Result<Box<dyn Engine>> {
             let directories = vec!["/dev/shm".into(), std::env::temp_dir()];
             Ok(Box::new(UmlEngine { program: kernel.to_owned(), directories }))
         }
+        "mount" => Ok(Box::new(HostEngine)),
         other => Err(Error::usage(format!("no engine '{other}'"))),
     }
 }
@@ -77,6 +79,7 @@ fn main() -> Result<()> {
     let (image, modules) = (Path::new(kernel), Path::new(modules));
     let kernel = match name.as_str() {
         "uml" => Kernel::from_uml(modules, &[module])?,
+        "mount" => Kernel::of_host(),
         _ => Kernel::from_host(image, modules, &[module])?,
     };
     step(&format!("{} modules", kernel.modules.len()));

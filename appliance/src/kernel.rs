@@ -50,6 +50,12 @@ impl Kernel {
         Self::with_modules(name, vec![], &HostTree(modules.to_owned()), &[UML_DEVICE], file_systems)
     }
 
+    /// The kernel of this machine, which runs already: for [`HostEngine`](crate::HostEngine) only. It loads what it needs
+    /// by itself.
+    pub fn of_host() -> Self {
+        Self { name: "this host's kernel".to_owned(), image: Arc::from([]), modules: vec![], missing: vec![] }
+    }
+
     /// A kernel of a guest: its file in the file system `boot`, and the folder of its modules
     /// (`/lib/modules/RELEASE`) in the file system `root`.
     ///

@@ -4,6 +4,7 @@
 //!   Kernel           the guest's own or a given one, with the modules that are needed     kernel, modules
 //!   initramfs        those modules and our init (init/), a static program                 cpio
 //!   engine           bootcheck's: our KVM machine, or an installed qemu; or a User-Mode Linux         uml
+//!                    for those who want that, the host's own kernel                                host
 //!      |             disks: the guest's volumes, and a mailbox in memory
 //!   Appliance        requests and answers through the mailbox, bells on the serial line   wire, line, session
 //!   Mounted          a mounted file system: guestedit's trait, so that nobody above sees a difference
@@ -15,10 +16,12 @@
 #![forbid(unsafe_code)]
 
 mod fs;
+mod host;
 mod kernel;
 mod lazy;
 mod line;
 pub mod modules;
+mod program;
 mod session;
 mod uml;
 pub mod wire;
@@ -26,6 +29,7 @@ pub mod wire;
 mod wire_tests;
 
 pub use fs::Mounted;
+pub use host::HostEngine;
 pub use kernel::{Kernel, usual_places};
 pub use lazy::{Lazy, linux_name};
 pub use session::{Appliance, Mount, Options, Output, Place};

@@ -28,7 +28,6 @@ use bootcheck::virtio::blk::Blk;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::{FsFlags, statvfs};
 
-use crate::session::INIT;
 use run::{Machine, Parts};
 
 const INITRD: &str = "initrd";
@@ -83,9 +82,6 @@ impl Engine for UmlEngine {
         };
         if !kernel.is_empty() {
             return Err(Error::usage("a User-Mode Linux brings its own kernel"));
-        }
-        if INIT.is_empty() {
-            return Err(Error::unsupported("this program was built without the appliance's init"));
         }
         let directory = roomy(&self.directories, spec.memory_bytes + initrd.len() as u64)?;
         let folder = Folder::new(directory, "uml")?;

@@ -24,6 +24,8 @@ pub const MAILBOX_SERIAL: &str = "vimg-mailbox";
 pub const CONFIG_PATH: &str = "etc/appliance";
 /// The init's first word when it is to guard a program on the host.
 pub const GUARD: &str = "guard";
+/// The init's first word when it is to serve on the host.
+pub const HOST: &str = "host";
 /// Bytes of a bell.
 pub const BELL_BYTES: usize = 32;
 

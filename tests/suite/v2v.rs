@@ -382,6 +382,8 @@ fn a_source_is_never_overwritten() {
     // Mistakes are told before anything is done.
     for (words, message) in [
         ("-o out --engine foo top.qcow2", "--engine"),
+        ("-o out --backend foo top.qcow2", "'mount'"),
+        ("-o out --untrusted --backend mount top.qcow2", "excludes"),
         ("top.qcow2", "-o DIR"),
         ("-o out -f bogus top.qcow2", "bogus"),
         ("-o out --memory 1 top.qcow2", "memory"),

@@ -7,6 +7,7 @@
 //!   files     what is done in there
 //!   run       a program of the guest, if the host asks for it
 //!   guard     on the host: runs a User-Mode Linux, and ends it with its owner
+//!   host      on the host: serves with its kernel, for those who want that
 //! ```
 //!
 //! It knows nothing of guests and decides nothing. Whatever goes wrong is an answer; if it cannot even answer, it
@@ -14,6 +15,7 @@
 
 mod files;
 mod guard;
+mod host;
 mod mailbox;
 mod mounted;
 mod run;
@@ -28,22 +30,29 @@ use std::fmt;
 use std::io::{Error, Write as _};
 
 fn main() {
-    let words: Vec<_> = std::env::args().collect();
-    if let Some([word, rest @ ..]) = words.get(1..)
-        && word == wire::GUARD
-    {
-        std::process::exit(guard::guard(rest).unwrap_or_else(|error| {
-            say(&format!("vimg's guard gives up: {error}"));
-            1
-        }));
-    }
+    let words: Vec<_> = std::env::args().skip(1).collect();
     if std::process::id() != 1 {
-        say("this is the init of vimg's appliance; it does nothing anywhere else");
-        std::process::exit(2);
+        std::process::exit(on_host(&words));
     }
-    let Err(error) = start::start().and_then(serve::serve);
-    say(&format!("vimg's appliance gives up: {error}"));
+    match start::start().and_then(serve::serve) {
+        Ok(machine) => sys::drain(&machine.line),
+        Err(error) => say(&format!("vimg's appliance gives up: {error}")),
+    }
     say(&format!("vimg's appliance cannot even be switched off: {}", sys::power_off()));
+}
+
+/// What this program does where it is not process 1; its exit code.
+fn on_host(words: &[String]) -> i32 {
+    let done = match words {
+        [word, rest @ ..] if word == wire::GUARD => guard::guard(rest),
+        [word, rest @ ..] if word == wire::HOST => host::start(rest).and_then(serve::serve).map(|_| 0),
+        _ => Err(Error::other("this is the init of vimg's appliance; it does nothing anywhere else")),
+    };
+    done.unwrap_or_else(|error| {
+        // Nobody else could be told.
+        drop(writeln!(std::io::stderr(), "{error}"));
+        1
+    })
 }
 
 /// Prints a line on the console.

@@ -32,9 +32,8 @@ struct Job {
 }
 
 impl Mounted {
-    /// Mounts what is on `device`.
-    pub(crate) fn mount(device: &Path, number: usize, request: &MountRequest) -> Result<Self> {
-        let point = PathBuf::from(format!("/mounted/{number}"));
+    /// Mounts what is on `device` at `point`.
+    pub(crate) fn mount(device: &Path, point: PathBuf, request: &MountRequest) -> Result<Self> {
         fs::create_dir_all(&point)?;
         let mut flags = sys::MS_NOSUID | sys::MS_NODEV | sys::MS_NOEXEC;
         if request.read_only {

@@ -1,13 +1,13 @@
 //! Requests in, answers out, one after the other.
 
-use std::convert::Infallible;
 use std::fs;
 use std::io::{Error, ErrorKind, Read as _, Result, Write as _};
 
 use crate::mounted::Mounted;
 use crate::start::{Machine, device};
 use crate::wire::{
-    Bell, Failure, Hello, Message as _, MountRequest, Number, Request, Scanner, VERSION, WINDOW, crc32,
+    Action, Bell, Failure, Hello, Message as _, MountRequest, Number, Request, Scanner, VERSION, WINDOW,
+    crc32,
 };
 use crate::{during, sys};
 
@@ -32,7 +32,7 @@ impl From<Error> for Failure {
 }
 
 /// Serves until the machine is to be switched off.
-pub(crate) fn serve(mut machine: Machine) -> Result<Infallible> {
+pub(crate) fn serve(mut machine: Machine) -> Result<Machine> {
     let mut server = Server { mounts: vec![], off: false };
     let mut scanner = Scanner::default();
     let mut buffer = [0; 512];
@@ -44,6 +44,8 @@ pub(crate) fn serve(mut machine: Machine) -> Result<Infallible> {
     loop {
         let count = machine.line.read(&mut buffer).map_err(during("the line"))?;
         if count == 0 {
+            // Nobody is left to be told.
+            drop(server.unmount_all());
             return Err(Error::new(ErrorKind::UnexpectedEof, "the line was hung up"));
         }
         let mut bells = vec![];
@@ -52,8 +54,7 @@ pub(crate) fn serve(mut machine: Machine) -> Result<Infallible> {
             let answer = read(&machine, bell).and_then(|request| server.handle(&machine, request));
             reply(&mut machine, bell.id, answer)?;
             if server.off {
-                sys::drain(&machine.line);
-                return Err(sys::power_off());
+                return Ok(machine);
             }
         }
     }
@@ -101,17 +102,26 @@ impl Server {
                 mounted.ok_or_else(none)?.unmount()?;
                 Ok(DONE)
             }
+            Request::Act { action: Action::Run { .. }, .. } if machine.on_host => {
+                let message = "a guest's programs are not run on the host".to_owned();
+                Err(Failure { errno: sys::EPERM, message })
+            }
             Request::Act { mount, path, action } => {
                 let mounted = usize::try_from(mount).ok().and_then(|mount| self.mounts.get(mount)?.as_ref());
                 mounted.ok_or_else(none)?.act(path, action)
             }
             Request::PowerOff => {
                 self.off = true;
-                let results: Vec<_> = self.mounts.drain(..).flatten().rev().map(Mounted::unmount).collect();
-                results.into_iter().collect::<Result<()>>()?;
+                self.unmount_all()?;
                 Ok(DONE)
             }
         }
+    }
+
+    /// Lets all file systems go, the last one first; the first failure.
+    fn unmount_all(&mut self) -> Result<()> {
+        let results: Vec<_> = self.mounts.drain(..).flatten().rev().map(Mounted::unmount).collect();
+        results.into_iter().collect()
     }
 
     fn mount(&mut self, machine: &Machine, request: &MountRequest) -> Answer {
@@ -122,7 +132,15 @@ impl Server {
             number => partition(disk, number)?,
         };
         let number = self.mounts.len();
-        self.mounts.push(Some(Mounted::mount(&device(&name), number, request)?));
+        let point = machine.base.join(number.to_string());
+        let mut request = request.clone();
+        if machine.on_host && request.kind == "xfs" {
+            // It may be a copy of one that is mounted here.
+            let comma = if request.options.is_empty() { "" } else { "," };
+            request.options.push_str(comma);
+            request.options.push_str("nouuid");
+        }
+        self.mounts.push(Some(Mounted::mount(&device(&name), point, &request)?));
         Ok(Number(number as u64).encode())
     }
 }

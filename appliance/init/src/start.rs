@@ -24,6 +24,13 @@ pub(crate) struct Machine {
     pub(crate) disks: Vec<String>,
     /// What did not work.
     pub(crate) notes: Vec<String>,
+    /// File systems are mounted below this.
+    pub(crate) base: PathBuf,
+    /// It is nobody's machine but the host.
+    pub(crate) on_host: bool,
+    /// What is kept open for as long.
+    #[allow(dead_code, reason = "it is only kept")]
+    pub(crate) held: Vec<File>,
 }
 
 /// What the initramfs says.
@@ -76,7 +83,7 @@ pub(crate) fn start() -> Result<Machine> {
     if let Err(error) = sys::console_level(1) {
         notes.push(format!("the kernel goes on talking: {error}"));
     }
-    Ok(Machine { line, mailbox, disks, notes })
+    Ok(Machine { line, mailbox, disks, notes, base: "/mounted".into(), on_host: false, held: vec![] })
 }
 
 /// Loads the modules in their order. One that cannot be loaded may not be needed (a driver of an instruction that

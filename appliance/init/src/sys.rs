@@ -46,6 +46,7 @@ unsafe extern "C" {
     fn kill(process: c_int, signal: c_int) -> c_int;
     fn prctl(option: c_int, ...) -> c_int;
     fn poll(fds: *mut PollFd, count: c_ulong, timeout: c_int) -> c_int;
+    fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
     fn waitpid(process: c_int, status: *mut c_int, options: c_int) -> c_int;
 }
 
@@ -58,6 +59,7 @@ pub(crate) const MS_REMOUNT: u64 = 32;
 
 pub(crate) const MNT_DETACH: i32 = 2;
 
+pub(crate) const EPERM: u32 = 1;
 pub(crate) const ENOENT: i32 = 2;
 pub(crate) const EEXIST: i32 = 17;
 pub(crate) const EBUSY: i32 = 16;
@@ -78,6 +80,12 @@ const SYS_FINIT_MODULE: c_long = 313;
 #[cfg(not(target_arch = "x86_64"))]
 const SYS_FINIT_MODULE: c_long = 273;
 
+const LOOP_CTL_GET_FREE: c_ulong = 0x4c82;
+const LOOP_CONFIGURE: c_ulong = 0x4c0a;
+const LO_FLAGS_READ_ONLY: u32 = 1;
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+/// How often a free loop device is looked for: others look, too.
+const LOOP_TRIES: u32 = 100;
 const PR_SET_PDEATHSIG: c_int = 1;
 const PR_SET_CHILD_SUBREAPER: c_int = 36;
 const EINTR: i32 = 4;
@@ -140,8 +148,11 @@ pub(crate) fn own_root() -> Result<()> {
     check(unsafe { unshare(CLONE_FS) })
 }
 
-/// Switches the machine off.
+/// Switches the machine off, if this is its init.
 pub(crate) fn power_off() -> Error {
+    if std::process::id() != 1 {
+        return Error::from_raw_os_error(EINVAL);
+    }
     // SAFETY: no memory is passed.
     unsafe {
         sync();
@@ -228,8 +239,11 @@ pub(crate) fn drain(line: &File) {
     unsafe { tcdrain(line.as_raw_fd()) };
 }
 
-/// Ends a process group, or with -1 every process but this one.
+/// Ends a process group, or with -1, if this is the init, every process but this one.
 pub(crate) fn end_processes(group: i32) {
+    if group <= 1 && (group != -1 || std::process::id() != 1) {
+        return;
+    }
     // SAFETY: no memory is passed.
     unsafe { kill(if group == -1 { -1 } else { -group }, SIGKILL) };
 }
@@ -275,4 +289,27 @@ pub(crate) fn wait_for_any() -> Option<(i32, i32)> {
             return None;
         }
     }
+}
+
+/// A loop device over a file, until it is closed: its name, and the device.
+pub(crate) fn attach_loop(file: &File, read_only: bool) -> Result<(String, File)> {
+    let control = File::options().read(true).write(true).open("/dev/loop-control")?;
+    for _ in 0..LOOP_TRIES {
+        // SAFETY: this request takes no argument.
+        let number = unsafe { ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
+        check(number)?;
+        let name = format!("loop{number}");
+        let device = File::options().read(true).write(!read_only).open(Path::new("/dev").join(&name))?;
+        // struct loop_config: descriptor, block size, struct loop_info64 (its flags are its 14th word), zeros.
+        let mut config = [0_u32; 76];
+        config[0] = u32::try_from(file.as_raw_fd()).map_err(Error::other)?;
+        config[15] = LO_FLAGS_AUTOCLEAR | if read_only { LO_FLAGS_READ_ONLY } else { 0 };
+        // SAFETY: the structure has 304 bytes, as many as the array, which lives until the call returns; the kernel only
+        // reads it, whatever its alignment.
+        match check(unsafe { ioctl(device.as_raw_fd(), LOOP_CONFIGURE, config.as_ptr()) }) {
+            Err(error) if error.raw_os_error() == Some(EBUSY) => {}
+            result => return result.map(|()| (name, device)),
+        }
+    }
+    Err(Error::from_raw_os_error(EBUSY))
 }

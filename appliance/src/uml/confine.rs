@@ -12,7 +12,7 @@ use std::path::Path;
 use block::{Error, Result};
 use landlock::{
     ABI, Access as _, AccessFs, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr as _,
-    RulesetCreatedAttr as _, Scope,
+    RulesetCreatedAttr as _, RulesetStatus, Scope,
 };
 use nix::libc;
 use seccompiler::{
@@ -24,12 +24,13 @@ use seccompiler::{
 const FILES: ABI = ABI::V5;
 const SCOPES: ABI = ABI::V6;
 
-/// Confines the calling thread, and what it starts from now on, for life. A kernel without Landlock confines less.
+/// Confines the calling thread, and what it starts from now on, for life. A kernel without Landlock confines less;
+/// whether this one has it.
 ///
 /// # Errors
 /// This kernel has no seccomp, or the rules cannot be made.
-pub(super) fn enter(program: &Path, folder: &Path) -> Result<()> {
-    take_files(program, folder).map_err(broken)?;
+pub(super) fn enter(program: &Path, folder: &Path) -> Result<bool> {
+    let has_landlock = take_files(program, folder).map_err(broken)?;
     let filter = SeccompFilter::new(
         rules()?,
         SeccompAction::Errno(libc::EPERM.unsigned_abs()),
@@ -37,7 +38,8 @@ pub(super) fn enter(program: &Path, folder: &Path) -> Result<()> {
         arch()?,
     );
     let filter = filter.and_then(BpfProgram::try_from).map_err(broken)?;
-    seccompiler::apply_filter(&filter).map_err(broken)
+    seccompiler::apply_filter(&filter).map_err(broken)?;
+    Ok(has_landlock)
 }
 
 fn arch() -> Result<TargetArch> {
@@ -48,7 +50,7 @@ fn broken(error: impl std::fmt::Display) -> Error {
     Error::unsupported(format!("a User-Mode Linux cannot be confined here: {error}"))
 }
 
-fn take_files(program: &Path, folder: &Path) -> std::result::Result<(), landlock::RulesetError> {
+fn take_files(program: &Path, folder: &Path) -> std::result::Result<bool, landlock::RulesetError> {
     let program_files = AccessFs::ReadFile | AccessFs::Execute;
     let libraries = program_files | AccessFs::ReadDir;
     let device = AccessFs::ReadFile | AccessFs::WriteFile;
@@ -69,7 +71,7 @@ fn take_files(program: &Path, folder: &Path) -> std::result::Result<(), landlock
             ruleset = ruleset.add_rule(PathBeneath::new(open, access))?;
         }
     }
-    ruleset.restrict_self().map(drop)
+    Ok(ruleset.restrict_self()?.ruleset != RulesetStatus::NotEnforced)
 }
 
 fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>> {

@@ -1,4 +1,6 @@
 use super::*;
+use crate::program;
+use crate::session::INIT;
 
 #[test]
 fn memory_is_only_put_where_there_is_room() {
@@ -58,28 +60,45 @@ fn running(word: &str) -> Vec<u32> {
 fn nothing_is_left_when_the_owner_goes() {
     use std::io::Read as _;
     use std::os::fd::OwnedFd;
-    use std::os::unix::fs::PermissionsExt as _;
     use std::os::unix::net::UnixStream;
     use std::process::Stdio;
     if INIT.is_empty() {
         return;
     }
-    let folder = Folder::new(&std::env::temp_dir(), "uml-guard").unwrap();
-    let program = folder.file("init");
-    std::fs::copy("/proc/self/exe", &program).unwrap();
-    std::fs::write(&program, INIT).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let init = program::init().unwrap();
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let word = format!("1000.{}", std::process::id());
     // One in its own session, one in the background of the guarded program, and that itself.
     let script = format!("setsid sleep {word} & sleep {word} & echo >&0; sleep {word}");
-    let mut command = Command::new(&program);
+    let mut command = Command::new(program::path(&init));
     command.args([crate::wire::GUARD, "/bin/sh", "-c", &script]).stdin(Stdio::from(OwnedFd::from(theirs)));
-    let mut guard = run::spawn(&mut command).unwrap();
+    let mut guard = program::spawn(&mut command).unwrap();
     drop(command);
     ours.read_exact(&mut [0]).unwrap();
     assert!(!running(&word).is_empty());
     drop(ours);
     guard.wait().unwrap();
     assert_eq!(running(&word), Vec::<u32>::new());
+}
+
+#[test]
+fn what_is_confined_reaches_neither_the_network_nor_the_users_files() {
+    let folder = Folder::new(&std::env::temp_dir(), "uml-confine").unwrap();
+    let outside = Folder::new(&std::env::temp_dir(), "uml-outside").unwrap();
+    let path = folder.path().to_owned();
+    std::fs::write(outside.file("secret"), "x").unwrap();
+    let secret = outside.file("secret");
+    let confined = std::thread::spawn(move || {
+        let has_landlock = confine::enter(Path::new("/bin/true"), &path).unwrap();
+        let errno = |error: std::io::Error| error.raw_os_error().unwrap();
+        let file = std::fs::File::create(path.join("own")).unwrap();
+        assert_eq!(errno(file.set_len(0).unwrap_err()), nix::libc::EPERM);
+        assert_eq!(errno(std::net::TcpListener::bind("127.0.0.1:0").unwrap_err()), nix::libc::EPERM);
+        if has_landlock {
+            assert_eq!(errno(std::fs::read(&secret).unwrap_err()), nix::libc::EACCES);
+            assert_eq!(errno(Command::new("/bin/sh").spawn().unwrap_err()), nix::libc::EACCES);
+        }
+        has_landlock
+    });
+    confined.join().unwrap();
 }

@@ -130,7 +130,7 @@ pub(crate) struct Args {
     /// Convert although something keeps the guest from starting on KVM (exit code 5)
     #[arg(long, help_heading = "The guest's system")]
     force: bool,
-    /// How file systems are changed: auto, native (by vimg itself), or appliance (by a small Linux in a test machine)
+    /// How file systems are changed: auto, native (by vimg itself), appliance (by a small Linux in a test machine), or mount (by this host's kernel; root, trusted guests only)
     #[arg(long, value_name = "BACKEND", default_value = "auto", help_heading = "The guest's system")]
     backend: String,
     /// The appliance's kernel (default: the guest's own, or else this host's)

@@ -353,7 +353,7 @@ impl Context<'_> {
     fn only_overwrites(&self, plan: &Plan, disks: &Disks, report: &mut Report) -> bool {
         match self.backend {
             Backend::Native => return true,
-            Backend::Appliance => return false,
+            Backend::Appliance | Backend::Mount => return false,
             Backend::Auto => {}
         }
         let kind = |change: &plan::Change| {

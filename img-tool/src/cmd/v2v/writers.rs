@@ -1,8 +1,9 @@
 //! Who changes which file system of the guest: our own writers where they can, an appliance where they cannot.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use appliance::{Kernel, Lazy, Options};
+use appliance::{HostEngine, Kernel, Lazy, Options};
 use block::{Error, ErrorKind, Result, ResultExt as _};
 use guestdisk::Disks;
 use guestedit::GuestFs;
@@ -25,6 +26,8 @@ pub(super) enum Backend {
     Native,
     /// Only the appliance.
     Appliance,
+    /// Only this host's kernel.
+    Mount,
 }
 
 impl Backend {
@@ -35,8 +38,9 @@ impl Backend {
                 .hint("attach the disks by SATA, without changes: --bus sata --no-changes")
                 .into());
         }
-        if untrusted && (args.bootcheck || args.backend == "appliance") {
-            let error = Error::usage("--untrusted excludes --bootcheck and --backend appliance");
+        if untrusted && (args.bootcheck || matches!(args.backend.as_str(), "appliance" | "mount")) {
+            let error =
+                Error::usage("--untrusted excludes --bootcheck, --backend appliance and --backend mount");
             return Err(error
                 .hint("boot the result afterwards: vimg bootcheck --untrusted --firmware auto DISK")
                 .into());
@@ -46,8 +50,9 @@ impl Backend {
             "auto" => Ok(Self::Auto),
             "native" => Ok(Self::Native),
             "appliance" => Ok(Self::Appliance),
+            "mount" => Ok(Self::Mount),
             other => Err(Failure::usage(format!(
-                "--backend expects 'auto', 'native' or 'appliance' not '{other}'"
+                "--backend expects 'auto', 'native', 'appliance' or 'mount' not '{other}'"
             ))),
         }
     }
@@ -86,7 +91,8 @@ impl<'a> Writers<'a> {
                 left.push(index);
             }
         }
-        let appliance = if left.is_empty() { None } else { Some(appliance(known, &left, args, app)?) };
+        let appliance =
+            if left.is_empty() { None } else { Some(appliance(known, &left, backend, args, app)?) };
         Ok(Self { disks: known.disks, left, appliance, backend })
     }
 
@@ -135,7 +141,7 @@ fn volume(disks: &Disks, index: usize) -> Result<&guestdisk::Volume> {
 fn is_for_appliance(known: Known<'_>, backend: Backend, index: usize) -> Result<bool> {
     match backend {
         Backend::Native => return Ok(false),
-        Backend::Appliance => return Ok(true),
+        Backend::Appliance | Backend::Mount => return Ok(true),
         Backend::Auto => {}
     }
     let opened = guestedit::open_volume(volume(known.disks, index)?, &guestedit::Options::default());
@@ -162,7 +168,18 @@ fn is_for_appliance(known: Known<'_>, backend: Backend, index: usize) -> Result<
     Ok(false)
 }
 
-fn appliance<'a>(known: Known<'a>, left: &[usize], args: &'a Args, app: &App) -> Result<Lazy<'a>> {
+fn appliance<'a>(
+    known: Known<'a>,
+    left: &[usize],
+    backend: Backend,
+    args: &'a Args,
+    app: &App,
+) -> Result<Lazy<'a>> {
+    if backend == Backend::Mount {
+        app.warn("this host's kernel mounts the guest's file systems: only for guests that are trusted");
+        let lazy = Lazy::new(known.disks, left, Arc::new(HostEngine), Options::default());
+        return Ok(lazy.or_kernel(|_| Ok(Kernel::of_host())));
+    }
     let kinds = left.iter().filter_map(|index| known.disks.volumes().get(*index)?.content.as_ref());
     let names: Vec<_> = kinds.filter_map(|content| appliance::linux_name(content.kind).ok()).collect();
     let runner = runner(args, &names, app).map_err(|failure| match failure {
