@@ -29,6 +29,7 @@ pub struct Disks {
     groups: Vec<lvm::Group>,
     /// Names that device-mapper gives to what is within encrypted volumes, with their indices.
     mapped: Vec<(String, usize)>,
+    books: Vec<(usize, Range<u64>)>,
     problems: Vec<String>,
 }
 
@@ -184,6 +185,7 @@ impl Disks {
             arrays: vec![],
             groups: vec![],
             mapped: vec![],
+            books: vec![],
             problems: vec![],
         };
         for device in devices {
@@ -318,6 +320,8 @@ impl Disks {
             }
         }
         self.groups = found.groups;
+        let on_disk = |(device, range)| self.on_disk(&device, range);
+        self.books = found.books.into_iter().filter_map(on_disk).collect();
         Ok(())
     }
 
@@ -404,6 +408,29 @@ impl Disks {
     /// The arrays of Linux software RAID, those that cannot be read included.
     pub fn arrays(&self) -> &[md::Array] {
         &self.arrays
+    }
+
+    /// A range of a volume's device, on the disk that it lies on.
+    fn on_disk(&self, device: &Arc<dyn BlockDevice>, range: Range<u64>) -> Option<(usize, Range<u64>)> {
+        let (disk, base) = self.place(self.volume_of(device)?)?;
+        Some((disk, base.checked_add(range.start)?..base.checked_add(range.end)?))
+    }
+
+    /// Where LVM keeps its own books: indexes of disks, and bytes there. Labels of physical volumes, and their metadata.
+    pub fn lvm_books(&self) -> &[(usize, Range<u64>)] {
+        &self.books
+    }
+
+    /// Where the bytes of a logical volume lie, in their order: indexes of disks, and bytes there. `None` if there is no such
+    /// volume, it is neither linear nor striped, or not all of it lies on these disks as it is.
+    pub fn logical_places(&self, group: &str, name: &str) -> Option<Vec<(usize, Range<u64>)>> {
+        let group = self.groups.iter().find(|found| found.name == group)?;
+        let logical = group.volumes.iter().find(|logical| logical.name == name)?;
+        if !logical.is_plain() {
+            return None;
+        }
+        let places = logical.places(0..logical.size);
+        places.into_iter().map(|(device, range)| self.on_disk(&device, range)).collect()
     }
 
     /// The volume groups of LVM.

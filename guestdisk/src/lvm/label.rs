@@ -1,5 +1,6 @@
 //! The label of a physical volume and its metadata areas.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use block::num::to_usize;
@@ -15,6 +16,8 @@ const CRC_START: u32 = 0xf597_a6cf;
 const MOST_TEXT: u64 = 4 << 20;
 /// The most areas that are looked at.
 const MOST_AREAS: usize = 4;
+/// Bytes in which the label may be.
+const LABEL_SECTORS: u64 = 4 * 512;
 /// The header of a metadata area takes this; the ring of texts comes after it.
 const AREA_HEADER: u64 = 512;
 
@@ -23,6 +26,8 @@ const AREA_HEADER: u64 = 512;
 pub(super) struct Physical {
     pub(super) uuid: String,
     pub(super) device: Arc<dyn BlockDevice>,
+    /// Bytes of the device that LVM's own books are in: the sectors in which the label may be, and the metadata areas.
+    pub(super) own: Vec<Range<u64>>,
     /// What its metadata areas say: the name of the group and the rest.
     pub(super) descriptions: Vec<(String, Section)>,
     pub(super) problems: Vec<String>,
@@ -44,7 +49,7 @@ impl Physical {
     /// Reads the label, which lies in one of the first four sectors.
     /// `room` is how many bytes of text may be read still.
     pub(super) fn read(device: &Arc<dyn BlockDevice>, room: &mut u64) -> Result<Self> {
-        let head = bytes::read_some(&**device, 0, 4 * 512)?;
+        let head = bytes::read_some(&**device, 0, to_usize(LABEL_SECTORS))?;
         let label = head.chunks(512).find(|sector| sector.starts_with(b"LABELONE"));
         let label = label.ok_or_else(|| corrupt("there is no label"))?;
         if le32(label, 16) != crc::update(CRC_START, part(label, 20, 492)) {
@@ -54,10 +59,14 @@ impl Physical {
         let mut volume = Self {
             uuid: dashed(part(header, 0, 32)),
             device: Arc::clone(device),
+            own: vec![],
             descriptions: vec![],
             problems: vec![],
         };
         let areas = metadata_areas(header);
+        let own = areas.iter().map(|(offset, len)| *offset..offset.saturating_add(*len));
+        volume.own =
+            std::iter::once(0..LABEL_SECTORS).chain(own).filter(|own| own.end <= device.size()).collect();
         for (offset, len) in areas {
             match volume.area(offset, len, room) {
                 Ok(found) => volume.descriptions.extend(found),

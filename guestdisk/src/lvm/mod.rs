@@ -118,6 +118,8 @@ impl Logical {
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     pub(crate) groups: Vec<Group>,
+    /// Where LVM's own books are.
+    pub(crate) books: Vec<Place>,
     pub(crate) problems: Vec<String>,
 }
 
@@ -137,6 +139,7 @@ pub(crate) fn scan(devices: &[Arc<dyn BlockDevice>]) -> Result<Found> {
     }
     let mut newest: Vec<(String, u64, Section)> = vec![];
     for volume in &physical {
+        found.books.extend(volume.own.iter().map(|own| (Arc::clone(&volume.device), own.clone())));
         for problem in &volume.problems {
             found.problems.push(format!("physical volume {}: {problem}", volume.uuid));
         }
@@ -159,7 +162,7 @@ pub(crate) fn scan(devices: &[Arc<dyn BlockDevice>]) -> Result<Found> {
 }
 
 /// The name that device-mapper gives a volume: hyphens inside names are doubled.
-pub(crate) fn mapper_name(group: &str, name: &str) -> String {
+pub fn mapper_name(group: &str, name: &str) -> String {
     format!("{}-{}", group.replace('-', "--"), name.replace('-', "--"))
 }
 

@@ -1,7 +1,7 @@
 //! Free blocks (chapter "Allocation Groups", "AG Free Space B+trees").
 //!
 //! Each group has a tree of its free extents by their number. Only the leaves matter, which form a list. As with ext, a
-//! doubt means "in use": a log that is not finished, a group whose tree has not as many blocks as its header says.
+//! doubt means "in use": a log with something left to do, a group whose tree has not as many blocks as its header says.
 
 use std::ops::Range;
 
@@ -17,9 +17,9 @@ const NULL: u32 = 0xffff_ffff;
 const MOST_LEVELS: u32 = 16;
 
 impl Xfs {
-    /// Bytes of the device that hold nothing; `None` if the log is not finished.
+    /// Bytes of the device that hold nothing; `None` if the log has something left to do.
     pub(super) fn free_ranges(&self) -> Result<Option<Vec<Range<u64>>>> {
-        if self.superblock.needs_repair || !matches!(log::is_clean(self), Ok(true)) {
+        if self.superblock.needs_repair || !matches!(log::is_settled(self), Ok(true)) {
             return Ok(None);
         }
         let mut ranges = vec![];

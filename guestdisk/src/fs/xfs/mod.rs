@@ -17,6 +17,7 @@ mod inode;
 mod log;
 mod map;
 mod place;
+mod replay;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -123,7 +124,7 @@ impl Xfs {
         if xfs.superblock.needs_repair {
             notes.push("the file system says that it needs xfs_repair".into());
         }
-        match log::is_clean(&xfs) {
+        match log::is_settled(&xfs) {
             Ok(true) => {}
             Ok(false) => notes.push(
                 "the log was not finished, and is not replayed: the newest changes may be missing or halfway"
