@@ -23,8 +23,8 @@ mod request;
 pub mod stats;
 mod status;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use block::{Error, Result, ResultExt as _};
@@ -74,6 +74,12 @@ impl Default for Limits {
     }
 }
 
+/// Exports that come and go while a server runs. They are listed to nobody, and their owner flushes them.
+pub trait Catalogue: std::fmt::Debug + Send + Sync {
+    /// The export of this name. Asked several times for one connection, to which it has to give the same export each time.
+    fn find(&self, name: &str) -> Option<Arc<Export>>;
+}
+
 /// How a server is set up.
 #[derive(Debug)]
 pub struct Config {
@@ -98,6 +104,7 @@ const MAX_TOLD: u64 = 100;
 #[derive(Debug)]
 pub(super) struct Shared {
     config: Config,
+    catalogue: OnceLock<Arc<dyn Catalogue>>,
     pool: Arc<Pool>,
     registry: Registry,
     stopping: AtomicBool,
@@ -113,7 +120,8 @@ impl Shared {
     }
 
     fn export(&self, name: &str) -> Option<Arc<Export>> {
-        self.config.exports.iter().find(|export| export.name == name).map(Arc::clone)
+        let known = self.config.exports.iter().find(|export| export.name == name).map(Arc::clone);
+        known.or_else(|| self.catalogue.get()?.find(name))
     }
 
     fn tls(&self) -> Option<&ServerTls> {
@@ -247,6 +255,7 @@ impl Server {
         let pool = Arc::new(Pool::new(config.limits.pool_bytes));
         let shared = Shared {
             config,
+            catalogue: OnceLock::new(),
             pool,
             registry,
             stopping: AtomicBool::new(false),
@@ -261,6 +270,11 @@ impl Server {
     /// The way to stop it.
     pub fn handle(&self) -> Handle {
         Handle { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Asks this catalogue for names that none of the configured exports has. To be called once; a second one is not asked.
+    pub fn consult(&self, catalogue: Arc<dyn Catalogue>) {
+        let _ = self.shared.catalogue.set(catalogue);
     }
 
     /// Accepts connections from here, too, once it runs.

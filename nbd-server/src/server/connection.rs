@@ -220,6 +220,8 @@ impl<'a> Connection<'a> {
             Ok(Received::End) => return Err(None),
             Ok(Received::Cut) => return Err(Some("the connection ended inside a request".to_owned())),
             Ok(Received::Magic(magic)) => return Err(Some(format!("a request begins with {magic:#010x}"))),
+            // The end of receiving, which TLS takes for a cut: what was asked before is still answered.
+            Err(_) if self.shared.stopping.load(Ordering::Acquire) => return Err(None),
             Err(error) => return Err(Some(explain(&error))),
         };
         let plan = plan(&request, &self.facts());

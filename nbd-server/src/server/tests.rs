@@ -181,6 +181,32 @@ fn the_size_of_an_odd_disk_is_exact() {
     assert_eq!(client.simple(3), (Errno::OK, 5, wanted));
 }
 
+/// One disk, under every name that begins with `x`.
+#[derive(Debug)]
+struct Changing(Arc<Export>);
+
+impl Catalogue for Changing {
+    fn find(&self, name: &str) -> Option<Arc<Export>> {
+        name.starts_with('x').then(|| Arc::clone(&self.0))
+    }
+}
+
+#[test]
+fn a_catalogue_is_asked_for_names_that_nobody_else_has() {
+    let (server, client) = connect(one_export());
+    let other = Export::new("x", raw(vec![7; 512]), ExportOptions::default());
+    server.consult(Arc::new(Changing(Arc::new(other))));
+    client.send(&3_u32.to_be_bytes());
+    let size = |name: &str| {
+        let answers = client.option(option::INFO, &go_data(name, &[]));
+        let found = answers.iter().find(|(kind, data)| *kind == reply::INFO && data[..2] == [0, 0]);
+        found.map(|(_, data)| u64::from_be_bytes(data[2..10].try_into().unwrap()))
+    };
+    assert_eq!((size(""), size("x/1"), size("y")), (Some(SIZE), Some(512), None));
+    // They are listed to nobody.
+    assert_eq!(client.option(option::LIST, &[]).len(), 2);
+}
+
 #[test]
 fn options_that_make_no_sense_are_answered_in_step() {
     let (_server, client) = connect(one_export());
