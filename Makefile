@@ -16,7 +16,7 @@ FUZZ_TARGETS ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
 # address, or none: nearly all of this is safe code, where panics are what there is to find.
 FUZZ_SANITIZER ?= none
 
-.PHONY: all build demo test boot-matrix v2v-matrix luks-boot bench bench-nbd lint fmt fuzz install uninstall clean help
+.PHONY: all build demo test boot-matrix v2v-matrix luks-boot p2v-lab bench bench-nbd lint fmt fuzz install uninstall clean help
 
 all: build
 
@@ -49,6 +49,11 @@ luks-boot: ## a Debian with encrypted LVM is made, converted and booted (some mi
 	@bash scripts/deps.sh test
 	$(BUILD)
 	@bash scripts/luks-boot.sh $(VIMG) $(TARGET)/luks-guest
+
+p2v-lab: ## vimg p2v --snapshot of a machine that is written to, in the lab (ten minutes)
+	@bash scripts/deps.sh lab
+	$(BUILD)
+	@bash scripts/p2v-lab.sh $(VIMG)
 
 bench: ## vimg and qemu-img side by side (ROWS="name ..." for some of it)
 	@bash scripts/deps.sh bench

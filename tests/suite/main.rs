@@ -55,6 +55,8 @@ mod nbd_soak;
 mod nbd_tls;
 mod node_options;
 mod p2v;
+mod p2v_receive;
+mod p2v_snapshot;
 mod qemu_nbd;
 mod random_ops;
 mod rebase;

@@ -21,6 +21,7 @@ use crate::exit::{Exit, Failure, Outcome};
 
 pub(crate) use disk::temporary;
 pub(crate) use run::run as carry_out;
+pub(crate) use run::{listeners, tls as server_tls, watch_signals};
 
 use plan::{Authentication, Io, Logging, Plan, Served, Where, Window};
 

@@ -48,6 +48,8 @@ pub struct Job<'a> {
     pub target: Arc<dyn BlockDevice>,
     /// The target is all zeros, and nothing of this disk has been written to it.
     pub fresh: bool,
+    /// Which segments to copy.
+    pub part: Part<'a>,
     /// Segments that an earlier run has made safe.
     pub done: &'a BTreeMap<u64, Digest>,
     /// Bytes per segment.
@@ -56,6 +58,28 @@ pub struct Job<'a> {
     pub threads: usize,
     /// At most this many bytes per second are read.
     pub rate: Option<u64>,
+}
+
+/// A part of a disk, in whole segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part<'a> {
+    /// All segments.
+    All,
+    /// Those that have a byte of one of these ranges.
+    Touching(&'a [Range<u64>]),
+    /// The others.
+    Rest(&'a [Range<u64>]),
+}
+
+impl Part<'_> {
+    fn has(self, segment: &Range<u64>) -> bool {
+        let touches = |range: &Range<u64>| range.start < segment.end && segment.start < range.end;
+        match self {
+            Self::All => true,
+            Self::Touching(ranges) => ranges.iter().any(touches),
+            Self::Rest(ranges) => !ranges.iter().any(touches),
+        }
+    }
 }
 
 /// What was done, in bytes of the disk.
@@ -80,6 +104,19 @@ struct Counters {
     written: AtomicU64,
     left_out: AtomicU64,
     unchanged: AtomicU64,
+}
+
+impl Tally {
+    /// This and another part of the same disk.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            read: self.read + other.read,
+            written: self.written + other.written,
+            left_out: self.left_out + other.left_out,
+            unchanged: self.unchanged + other.unchanged,
+        }
+    }
 }
 
 impl Counters {
@@ -235,6 +272,12 @@ impl Copier<'_> {
             let range = segment(index, self.job.segment_bytes, size);
             if range.is_empty() || self.stop.load(Ordering::Relaxed) {
                 return Ok(());
+            }
+            if !self.job.part.has(&range) {
+                if let Part::Rest(_) = self.job.part {
+                    self.advance(range.end - range.start);
+                }
+                continue;
             }
             let digest = self.segment(index, range, &mut buffer)?;
             self.pending.lock().unwrap_or_else(PoisonError::into_inner).segments.push((index, digest));

@@ -144,12 +144,31 @@ fn mounted(tree: &Tree<'_>, disk: &str, mount: &Mount) -> Option<Mounted> {
     Some(Mounted {
         device: mount.device.clone(),
         mapper: tree.text(&format!("sys/block/{}/dm/name", mount.device)),
+        logical: logical(tree, &mount.device),
         // The disk as a whole, if that is among them.
         partitions: mine.into_iter().collect::<Option<Vec<u32>>>().unwrap_or_default(),
         path: mount.path.clone(),
         kind: mount.kind.clone(),
         writable: mount.writable,
     })
+}
+
+/// The UUID of the logical volume that a device is, or the one device that it lies on is (encryption over LVM). The device
+/// mapper's UUIDs of LVM's volumes are `LVM-` with the group's and the volume's, 32 characters each; those of parts that LVM
+/// keeps for itself are longer.
+fn logical(tree: &Tree<'_>, device: &str) -> Option<String> {
+    /// Deeper than anybody stacks devices.
+    const MOST: usize = 16;
+    let mut device = device.to_owned();
+    for _ in 0..MOST {
+        let uuid = tree.text(&format!("sys/block/{device}/dm/uuid")).unwrap_or_default();
+        if let Some(both) = uuid.strip_prefix("LVM-") {
+            return both.get(32..).filter(|own| both.len() == 64 && own.is_ascii()).map(str::to_owned);
+        }
+        let [below]: [String; 1] = tree.names(&format!("sys/block/{device}/slaves")).try_into().ok()?;
+        device = below;
+    }
+    None
 }
 
 /// The disks and partitions that a device is made of.

@@ -14,10 +14,18 @@
 
 pub mod copy;
 mod disks;
+pub mod gate;
 mod hardware;
+pub mod lvm;
+pub mod moment;
 mod mounts;
 mod network;
+pub mod offer;
+pub mod patched;
+pub mod receive;
+pub mod snapshot;
 pub mod state;
+pub mod store;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -73,6 +81,8 @@ pub struct Mounted {
     pub device: String,
     /// The name of a device-mapper's device (`vg-root`).
     pub mapper: Option<String>,
+    /// The UUID, without hyphens, of the logical volume that it is, or that is all of what it is made of.
+    pub logical: Option<String>,
     /// Numbers of the partitions of the disk that it lies on; empty: the disk as a whole.
     pub partitions: Vec<u32>,
     /// Where.
@@ -213,6 +223,21 @@ impl PhysicalDisk {
     }
 }
 
+/// How much has been written to a device (`sda1`) since the machine was started: sectors written and discarded, and requests
+/// for that (kernel documentation, "block/stat"). `None` if the kernel does not tell.
+pub fn written(root: &Path, device: &str) -> Option<u64> {
+    let tree = Tree::new(root);
+    let parts = |disk: String| format!("sys/block/{disk}/{device}/stat");
+    let places = [format!("sys/class/block/{device}/stat"), format!("sys/block/{device}/stat")];
+    let places = places.into_iter().chain(tree.names("sys/block").into_iter().map(parts));
+    let text = places.into_iter().find_map(|place| tree.text(&place))?;
+    let fields: Vec<u64> = text.split_ascii_whitespace().filter_map(|field| field.parse().ok()).collect();
+    // Newer kernels count discards behind the first eleven.
+    [4, 6].into_iter().map(|at| fields.get(at).copied()).sum::<Option<u64>>().map(|sum| {
+        [11, 13].into_iter().filter_map(|at| fields.get(at)).fold(sum, |sum, more| sum.wrapping_add(*more))
+    })
+}
+
 /// Whether nobody writes to a volume of some disks, `disks[N]` being the disk N of `volume`. File systems mounted at `frozen`
 /// are at rest.
 pub fn is_at_rest(volume: &Volume, disks: &[&PhysicalDisk], frozen: &[PathBuf]) -> bool {
@@ -233,7 +258,7 @@ fn concerns(location: &Location, disk: usize, mounted: &Mounted) -> bool {
         // Which array by which number cannot be told for certain: none is written to while any is.
         Location::Array { .. } => mounted.mapper.is_some() || mounted.device.starts_with("md"),
         Location::Logical { group, name } => {
-            let mapper = format!("{}-{}", group.replace('-', "--"), name.replace('-', "--"));
+            let mapper = guestdisk::lvm::mapper_name(group, name);
             // What is mounted is somebody else's, unless it is a volume of LVM.
             mounted.mapper.as_ref().is_some_and(|own| *own == mapper)
         }

@@ -12,7 +12,7 @@ use block::raw::{Raw, RawOptions};
 use block::{BlockDevice, Result};
 use image::progress::{Progress, Quiet};
 
-use super::copy::{Job, copy, verify};
+use super::copy::{Job, Part, copy, verify};
 use super::state::Digest;
 use super::*;
 use crate::guest::{Cpus, FirmwareKind, Network, Nic, Origin};
@@ -83,6 +83,7 @@ fn server() -> Files {
         ("sys/block/dm-0/size", "8\n"),
         ("sys/block/dm-0/dev", "253:0\n"),
         ("sys/block/dm-0/dm/name", "vg-root\n"),
+        ("sys/block/dm-0/dm/uuid", "LVM-3WFntKI5RbxNtUj9eEaadjB9n64E5TPPwpCewM3o4milNjWojc617YSPSmnMaqca\n"),
         ("sys/block/dm-0/slaves/sda2/partition", "2\n"),
         ("sys/block/nvme0n1/size", "16\n"),
         ("sys/block/nvme0n1/device/serial", "NV 1  \n"),
@@ -214,6 +215,19 @@ fn what_is_mounted_is_found_through_everything_in_between() {
     // A file system that is mounted read-only somewhere can be written to all the same.
     assert_eq!(shown(sda), [("/".to_owned(), vec![2], true), ("/boot".to_owned(), vec![1], true)]);
     assert_eq!(sda.mounts[0].mapper.as_deref(), Some("vg-root"));
+    assert_eq!(sda.mounts[0].logical.as_deref(), Some("wpCewM3o4milNjWojc617YSPSmnMaqca"));
+    assert_eq!(sda.mounts[1].logical, None);
+    // Encryption over it; and a part that LVM keeps for itself.
+    files.put("sys/block/dm-1/dm/uuid", b"CRYPT-LUKS2-x\n");
+    files.put("sys/block/dm-1/dev", b"253:1\n");
+    files.link("sys/block/dm-1/slaves/dm-0", "../../dm-0");
+    files.put("proc/self/mountinfo", b"21 1 253:1 / / rw - ext4 /dev/mapper/c rw\n");
+    assert!(files.describe().disks[1].mounts[0].logical.is_some());
+    files.put(
+        "sys/block/dm-0/dm/uuid",
+        b"LVM-3WFntKI5RbxNtUj9eEaadjB9n64E5TPPwpCewM3o4milNjWojc617YSPSmnMaqca-real",
+    );
+    assert_eq!(files.describe().disks[1].mounts[0].logical, None);
     assert_eq!(shown(sdb), [("/home".to_owned(), vec![1], true)]);
     assert_eq!(shown(sdc), [("/mnt/my stick".to_owned(), vec![1], false)]);
 }
@@ -288,6 +302,7 @@ fn job<'a>(
         source: Arc::clone(source),
         unused: &[],
         target: Arc::clone(target),
+        part: Part::All,
         fresh: done.is_empty(),
         done,
         segment_bytes: 2 * MIB as u64,
@@ -324,6 +339,27 @@ fn a_copy_is_the_same_but_for_what_holds_nothing() {
     verify(&job, &digests, &Quiet).unwrap();
     target.write_at(b"x", 5 * MIB as u64).unwrap();
     assert_eq!(verify(&job, &digests, &Quiet).unwrap_err().kind(), block::ErrorKind::Corrupt);
+}
+
+#[test]
+fn a_part_and_the_rest_are_the_whole() {
+    let bytes = pattern();
+    let (source, target) = (device(bytes.clone()), device(vec![0; bytes.len()]));
+    // Two ranges in one segment.
+    let middle = 5 * MIB as u64;
+    let (done, first) = (BTreeMap::new(), [middle - 1..middle + 1, middle + 7..middle + 9]);
+    let safe = Mutex::new(BTreeMap::new());
+    let part = |part| copy(&Job { part, ..job(&source, &target, &done) }, &Quiet, &collect(&safe)).unwrap();
+    let one = part(Part::Touching(&first));
+    assert_eq!(
+        (safe.lock().unwrap().keys().copied().collect::<Vec<_>>(), one.read),
+        (vec![2], 2 * MIB as u64)
+    );
+    // What was copied first is not read once more.
+    source.write_at(b"later", 5 * MIB as u64).unwrap();
+    let all = one.plus(part(Part::Rest(&first)));
+    assert!(contents(&*target) == bytes);
+    assert_eq!((safe.into_inner().unwrap().len(), all.read), (5, bytes.len() as u64));
 }
 
 #[test]
@@ -401,4 +437,14 @@ fn a_rate_is_kept() {
 fn a_target_that_is_too_small_is_refused() {
     let (source, target) = (device(vec![1; 4096]), device(vec![0; 4095]));
     copy(&job(&source, &target, &BTreeMap::new()), &Quiet, &|_| Ok(())).unwrap_err();
+}
+
+#[test]
+fn what_is_written_to_a_device_is_counted() {
+    let files = server();
+    files.put("sys/block/sda/sda1/stat", b"  10 0 80 4 7 1 900 3 0 1 2 5 0 40 0 0 0\n");
+    assert_eq!(written(files.0.path(), "sda1"), Some(7 + 900 + 5 + 40));
+    files.put("sys/class/block/sda1/stat", b"1 2 3 4 5 6 7 8 9 10 11\n");
+    assert_eq!(written(files.0.path(), "sda1"), Some(12));
+    assert_eq!(written(files.0.path(), "sda2"), None);
 }

@@ -1,68 +1,46 @@
-//! Holding the machine's file systems still, and letting go of them whatever happens to us.
+//! Holding the machine's file systems still.
 
-use std::io::Read as _;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use block::freeze::{Frozen, thaw};
-use block::{Error, Result, ResultExt as _};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use block::freeze::Frozen;
+use block::{Error, ErrorKind, Result, ResultExt as _};
+use v2v::p2v::Mounted;
 
-use crate::exit::{Exit, Outcome};
+use super::guard::Guard;
 
-/// Frozen file systems. They are thawed when this is dropped; if this process is killed, by its guard.
-#[derive(Debug)]
+/// File systems that are held still. They are let go when this is dropped; if this process is killed, by its guard.
+#[derive(Debug, Default)]
 pub(super) struct Still {
-    // Dropped before the guard is let go.
     frozen: Vec<Frozen>,
-    guard: Option<Child>,
+    steady: Vec<Steady>,
 }
 
-impl Still {
-    /// Freezes what is mounted at these places. `ours` are folders that we write to.
-    ///
-    /// # Errors
-    /// One of them cannot be frozen, or holds one of `ours`, which would have us wait for ourselves.
-    pub(super) fn hold(paths: &[PathBuf], ours: &[PathBuf]) -> Result<Self> {
-        for path in paths {
-            let number = device(path)?;
-            if let Some(folder) = ours.iter().find(|folder| device(folder).is_ok_and(|own| own == number)) {
-                let message =
-                    format!("'{}' cannot be frozen: '{}' is on it", path.display(), folder.display());
-                return Err(Error::usage(message)
-                    .hint("Write to another file system, or over the network (--to, --state)."));
-            }
-        }
-        let mut still = Self { frozen: vec![], guard: None };
-        if paths.is_empty() {
-            return Ok(still);
-        }
-        // Before anything is frozen: what is not in memory yet may lie there.
-        still.guard = Some(start_guard(paths)?);
-        for path in paths {
-            still.frozen.push(Frozen::new(path)?);
-        }
-        Ok(still)
-    }
-
-    /// Where they are mounted.
-    pub(super) fn paths(&self) -> Vec<PathBuf> {
-        self.frozen.iter().map(|frozen| frozen.path().to_owned()).collect()
-    }
+/// A file system that cannot be frozen (FAT): everything was on the disk, and it is found out in the end whether anybody has
+/// written to the disk since.
+#[derive(Debug)]
+struct Steady {
+    path: PathBuf,
+    device: String,
+    folder: File,
+    written: u64,
 }
 
-impl Drop for Still {
-    fn drop(&mut self) {
-        self.frozen.clear();
-        if let Some(mut guard) = self.guard.take() {
-            drop(guard.stdin.take());
-            // It ends when its input does.
-            let _ = guard.wait();
+/// Refuses to hold still what we write to: we would wait for ourselves. `ours` are folders.
+///
+/// # Errors
+/// `Usage`: one of them is on one of the file systems.
+pub(super) fn refuse_ours(mounted: &[&Mounted], ours: &[PathBuf]) -> Result<()> {
+    for Mounted { path, .. } in mounted {
+        let number = device(path)?;
+        if let Some(folder) = ours.iter().find(|folder| nearest(folder).is_some_and(|own| own == number)) {
+            let message = format!("'{}' cannot be frozen: '{}' is on it", path.display(), folder.display());
+            return Err(Error::usage(message)
+                .hint("Write to another file system, or over the network (--to, --state)."));
         }
     }
+    Ok(())
 }
 
 fn device(path: &Path) -> Result<u64> {
@@ -71,31 +49,87 @@ fn device(path: &Path) -> Result<u64> {
     Ok(metadata.dev())
 }
 
-/// Starts a process that thaws them when we are gone.
-fn start_guard(paths: &[PathBuf]) -> Result<Child> {
-    let program = std::env::current_exe()?;
-    let child = Command::new(program)
-        .args(["p2v", "--thaw-at-end-of-input"])
-        .args(paths)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn();
-    child.map_err(Error::from).context(|| "could not start the guard that thaws".to_owned())
+/// The device of the nearest folder that is there.
+fn nearest(path: &Path) -> Option<u64> {
+    let path = std::path::absolute(path).ok()?;
+    path.ancestors().find_map(|path| device(path).ok())
 }
 
-/// What that process does.
-pub(super) fn guard(paths: &[PathBuf]) -> Outcome {
-    let ignored = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
-        // Whoever ends us by Ctrl-C ends our parent too, and then we are needed.
-        signal_hook::flag::register(signal, Arc::clone(&ignored)).map_err(Error::from)?;
+impl Still {
+    /// Holds these file systems of the machine at `root`, in this order.
+    ///
+    /// # Errors
+    /// One of them cannot be held.
+    pub(super) fn hold(mounted: &[&Mounted], root: &Path, guard: &mut Guard) -> Result<Self> {
+        // Before anything is frozen: what is not in memory yet may lie there.
+        for Mounted { path, .. } in mounted {
+            guard.thaw(path)?;
+        }
+        let (mut still, mut others) = (Self::default(), vec![]);
+        for mounted in mounted {
+            match Frozen::new(&mounted.path) {
+                Ok(frozen) => still.frozen.push(frozen),
+                Err(error) if error.kind() == ErrorKind::Unsupported => others.push(*mounted),
+                Err(error) => return Err(error),
+            }
+        }
+        for mounted in others {
+            still.steady.push(Steady::new(mounted, root)?);
+        }
+        Ok(still)
     }
-    let mut rest = vec![];
-    // An error is an end, too.
-    let _ = std::io::stdin().read_to_end(&mut rest);
-    for path in paths {
-        // It is thawed already, in the good case.
-        let _ = thaw(path);
+
+    /// Where they are mounted.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        let frozen = self.frozen.iter().map(|frozen| frozen.path().to_owned());
+        frozen.chain(self.steady.iter().map(|steady| steady.path.clone())).collect()
     }
-    Ok(Exit::OK)
+
+    /// Lets go of those that are mounted there.
+    ///
+    /// # Errors
+    /// `Locked`: somebody has written to one that could not be frozen.
+    pub(super) fn let_go(&mut self, paths: &[&Path], root: &Path) -> Result<()> {
+        self.frozen.retain(|frozen| !paths.contains(&frozen.path()));
+        let (gone, rest) = std::mem::take(&mut self.steady)
+            .into_iter()
+            .partition(|one: &Steady| paths.contains(&one.path.as_path()));
+        self.steady = rest;
+        let gone: Vec<Steady> = gone;
+        gone.iter().try_for_each(|steady| steady.check(root))
+    }
+
+    /// Lets go of all.
+    ///
+    /// # Errors
+    /// `Locked`: somebody has written to what could not be frozen.
+    pub(super) fn release(self, root: &Path) -> Result<()> {
+        let written = self.steady.iter().try_for_each(|steady| steady.check(root));
+        drop(self.frozen);
+        written
+    }
+}
+
+impl Steady {
+    fn new(mounted: &Mounted, root: &Path) -> Result<Self> {
+        let path = mounted.path.clone();
+        let about = || format!("Could not hold '{}' still", path.display());
+        let folder = File::open(&path).map_err(Error::from).context(about)?;
+        nix::unistd::syncfs(&folder).map_err(Error::from).context(about)?;
+        let unknown =
+            || Error::unsupported("it cannot be frozen, and the kernel does not tell what is written to it");
+        let written = v2v::p2v::written(root, &mounted.device).ok_or_else(unknown).context(about)?;
+        Ok(Self { path, device: mounted.device.clone(), folder, written })
+    }
+
+    fn check(&self, root: &Path) -> Result<()> {
+        // What somebody has changed in memory only counts, too.
+        nix::unistd::syncfs(&self.folder)?;
+        if v2v::p2v::written(root, &self.device) == Some(self.written) {
+            return Ok(());
+        }
+        let message = format!("somebody has written to '{}' while it was copied", self.path.display());
+        Err(Error::new(ErrorKind::Locked, message)
+            .hint(format!("Unmount it for the time of the copy: umount {}", self.path.display())))
+    }
 }

@@ -1,22 +1,37 @@
 //! Copying all disks that are wanted.
+//!
+//! ```text
+//!   questions     which disks, what is written to, what can be done about it, where to, has it been begun
+//!   hold          freeze, take snapshots: from here on everything is cleaned up whatever happens
+//!   first         what is held still only until it is copied, of all disks
+//!   rest          everything else
+//!   end           let go; are the snapshots still good? give the images their names; describe the machine
+//! ```
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use block::file::CacheMode;
 use block::size::human;
+use block::slice::Slice;
 use block::{BlockDevice, Error, ErrorKind, Result, ResultExt as _};
-use guestdisk::{Disks, partition, unused};
-use image::{Format, OpenOptions, Share, Spec};
+use guestdisk::Disks;
+use image::Format;
+use image::progress::Progress;
 use v2v::guest::document;
-use v2v::p2v::copy::{self, Job, SEGMENT, Tally};
-use v2v::p2v::state::{Digest, Identity, State};
-use v2v::p2v::{Found, Mounted, PhysicalDisk, is_at_rest};
+use v2v::p2v::copy::{self, Job, Part, SEGMENT, Tally};
+use v2v::p2v::offer::{Offer, OfferedDisk};
+use v2v::p2v::state::{Digest, DiskState, Identity, State};
+use v2v::p2v::{Found, PhysicalDisk};
 
 use super::Args;
-use super::freeze::Still;
+use super::desk::Desk;
+use super::hold::{Hold, Wish};
+use super::snapshots::watched;
+use super::source;
 use super::target::{MACHINE, Place, send_description};
-use crate::app::App;
+use crate::app::{App, directory_of};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::progress::Reporter;
 
@@ -24,52 +39,99 @@ use crate::progress::Reporter;
 const STATE_IN_FOLDER: &str = ".vimg-p2v-state.json";
 const STATE_HERE: &str = "vimg-p2v-state.json";
 
+/// Segments and their digests.
+type Done = BTreeMap<u64, Digest>;
+
 pub(super) fn copy_all(args: &Args, found: &Found, app: &App) -> Outcome {
     let wanted = found.select(&args.disks)?;
     if wanted.is_empty() {
         return Err(Error::new(ErrorKind::NotFound, "no disk was found on this machine").into());
     }
-    let rate = args
-        .rate
-        .as_deref()
-        .map(|text| block::size::parse_named("rate limit", text, 0..=u64::MAX))
-        .transpose()?;
+    let rate = args.rate.as_deref().map(|text| block::size::parse_named("rate limit", text, 0..=u64::MAX));
+    let rate = rate.transpose()?;
+    let state_path = state_path(args);
+    let ours = [args.output.clone(), Some(directory_of(&state_path))];
+    let ours: Vec<PathBuf> = ours.into_iter().flatten().collect();
+    let opened = wanted.iter().map(|disk| source::open_disk(disk, app)).collect::<Result<Vec<_>>>()?;
+    let wish = Wish::find(args, &wanted, &opened, &ours, app)?;
+    let raw: Vec<Arc<dyn BlockDevice>> = opened.into_iter().map(|(device, _)| device).collect();
     if let Some(folder) = &args.output {
         std::fs::create_dir_all(folder)
             .map_err(Error::from)
             .context(|| format!("Could not make '{}'", folder.display()))?;
     }
-    let places = places(args, &wanted)?;
-    let state_path = state_path(args);
-    let reporter = Reporter::new(&args.progress, args.quiet, app)?;
-    let still = hold_still(args, &wanted, &state_path, app)?;
-    let sources = wanted.iter().map(|disk| open_disk(disk, app)).collect::<Result<Vec<_>>>()?;
-    let left_out = left_out(args, &wanted, &sources, &still.paths(), app)?;
     if args.restart {
         let _ = std::fs::remove_file(&state_path);
     }
     let state = Mutex::new(State::load(&state_path)?.unwrap_or_default());
-    let run = Run { args, app, reporter: &reporter, state: &state, state_path: &state_path, rate };
+    let identities: Vec<Identity> = wanted
+        .iter()
+        .zip(&raw)
+        .map(|(disk, device)| source::identity(disk, &**device))
+        .collect::<Result<_>>()?;
+    let disks = Disks::open_all(raw.clone())?;
+    let estimate = || source::estimate(&disks, &wanted, wish.settles() && !args.whole);
+    let (places, desk) = places(args, found, &wanted, &identities, &estimate, app)?;
+    let reporter = Reporter::new(&args.progress, args.quiet, app)?;
+    let moves = wish.moves();
+    let run = Run { args, app, reporter: &reporter, state: &state, state_path: &state_path, rate, moves };
+    let mut copies = vec![];
     for (index, disk) in wanted.iter().enumerate() {
-        let part = One { disk, source: &sources[index], place: &places[index], unused: &left_out[index] };
-        run.disk(&part).map_err(|error| run.ended(error.context(disk.name.clone())))?;
+        let opened = run.open(disk, &places[index], &identities[index]);
+        copies.push(opened.map_err(|error| run.ended(error.context(disk.name.clone())))?);
     }
-    drop(still);
+    let hold = wish.carry_out(raw, &disks, app)?;
+    drop(disks);
+    if moves {
+        run.all_of_one_moment(&wanted, copies, hold)?;
+    } else {
+        run.one_by_one(&wanted, copies, hold)?;
+    }
     reporter.finish();
-    describe(args, found, &wanted, &places, app)?;
+    describe(args, found, &wanted, &places, desk.as_ref(), app)?;
     let _ = std::fs::remove_file(&state_path);
     Ok(Exit::OK)
 }
 
-fn places(args: &Args, wanted: &[&PhysicalDisk]) -> Outcome<Vec<Place>> {
+/// Where the disks go, and the receiver, if that is where.
+fn places(
+    args: &Args,
+    found: &Found,
+    wanted: &[&PhysicalDisk],
+    identities: &[Identity],
+    estimate: &dyn Fn() -> Result<Vec<u64>>,
+    app: &App,
+) -> Outcome<(Vec<Place>, Option<Desk>)> {
     let format = Format::from_name(&args.format).ok_or_else(|| Error::usage("unknown format"))?;
-    let place = |disk: &&PhysicalDisk| match (&args.output, &args.to) {
-        (Some(folder), _) => Place::in_folder(folder, disk, format),
-        (None, template) => {
-            Place::on_server(template.as_deref().unwrap_or_default(), disk, wanted.len() == 1)
+    let template = match (&args.output, &args.to) {
+        (Some(folder), _) => {
+            let places = wanted.iter().map(|disk| Place::in_folder(folder, disk, format));
+            return Ok((places.collect(), None));
         }
+        (None, template) => template.as_deref().unwrap_or_default(),
     };
-    Ok(wanted.iter().map(place).collect())
+    let Some(desk) = Desk::find(template, &args.objects.secrets()?, app)? else {
+        let place = |disk: &&PhysicalDisk| Place::on_server(template, disk, wanted.len() == 1);
+        return Ok((wanted.iter().map(place).collect(), None));
+    };
+    let named = wanted.iter().map(|disk| (*disk, plain_name(disk), "raw")).collect::<Vec<_>>();
+    let disk = |((disk, identity), data_bytes): ((&&PhysicalDisk, &Identity), u64)| OfferedDisk {
+        name: plain_name(disk),
+        identity: identity.clone(),
+        data_bytes,
+    };
+    let disks = wanted.iter().zip(identities).zip(estimate()?).map(disk).collect();
+    let machine = document(&found.machine(&named));
+    let offer = Offer { folder: desk.folder.clone(), restart: args.restart, machine, disks };
+    let accepted = desk.offer(offer)?;
+    let place =
+        |accepted: v2v::p2v::offer::Accepted| Place::Received { uri: desk.uri(&accepted.export), accepted };
+    Ok((accepted.into_iter().map(place).collect(), Some(desk)))
+}
+
+/// The name of a disk without anything that has a meaning in names of files.
+fn plain_name(disk: &PhysicalDisk) -> String {
+    disk.name.replace('!', "_")
 }
 
 fn state_path(args: &Args) -> PathBuf {
@@ -80,79 +142,6 @@ fn state_path(args: &Args) -> PathBuf {
     }
 }
 
-/// Freezes what is to be frozen, and refuses to copy what others write to unless that is asked for.
-fn hold_still(args: &Args, wanted: &[&PhysicalDisk], state: &Path, app: &App) -> Outcome<Still> {
-    let mut written: Vec<&Mounted> = wanted.iter().flat_map(|disk| disk.written()).collect();
-    written.sort_by(|one, other| other.path.cmp(&one.path));
-    // A file system that is mounted twice is one.
-    written.dedup_by(|one, other| one.path == other.path || one.device == other.device);
-    if args.freeze {
-        let ours = [args.output.clone(), Some(crate::app::directory_of(state))];
-        let ours: Vec<PathBuf> = ours.into_iter().flatten().collect();
-        let paths: Vec<PathBuf> = written.iter().map(|mounted| mounted.path.clone()).collect();
-        return Ok(Still::hold(&paths, &ours)?);
-    }
-    let shown = |mounted: &&Mounted| format!("{} on {}", mounted.device, mounted.path.display());
-    let names = written.iter().map(shown).collect::<Vec<_>>().join(", ");
-    if !written.is_empty() && !args.live {
-        let error =
-            Error::usage(format!("these file systems can be written to while they are copied: {names}"));
-        let error = error.hint("Best: start a rescue system and copy from there.");
-        let error = error.hint("--freeze lets everybody who writes wait until the copy is done.");
-        let error = error.hint("--live copies all the same; the copy is like a machine that lost power.");
-        return Err(error.into());
-    }
-    if !written.is_empty() {
-        app.warn(&format!(
-            "file systems that may change meanwhile; the copy is like a machine that lost power: {names}"
-        ));
-    }
-    Ok(Still::hold(&[], &[])?)
-}
-
-/// Opens a disk for reading, around the page cache, in which another name of the disk may have left what is no longer true.
-fn open_disk(disk: &PhysicalDisk, app: &App) -> Result<Arc<dyn BlockDevice>> {
-    let spec = Spec::from_filename(&disk.device.to_string_lossy())?;
-    let options = |cache| OpenOptions {
-        format: Format::from_name("raw"),
-        cache,
-        force_share: true,
-        share: Share::default(),
-        policy: app.policy(),
-        ..OpenOptions::default()
-    };
-    let opened = image::open(&spec, &options(CacheMode::None)).or_else(|error| match error.kind() {
-        ErrorKind::Permission | ErrorKind::NotFound => Err(error),
-        _ => image::open(&spec, &options(CacheMode::Writeback)),
-    });
-    let device = opened.hint(|| "Only root can read the disks of a machine.".to_owned())?.device();
-    if device.size() != disk.size_bytes {
-        let message =
-            format!("{} has {} bytes, and is said to have {}", disk.name, device.size(), disk.size_bytes);
-        return Err(Error::new(ErrorKind::Invalid, message));
-    }
-    Ok(device)
-}
-
-/// What of each disk holds nothing.
-fn left_out(
-    args: &Args,
-    wanted: &[&PhysicalDisk],
-    sources: &[Arc<dyn BlockDevice>],
-    frozen: &[PathBuf],
-    app: &App,
-) -> Outcome<Vec<Vec<std::ops::Range<u64>>>> {
-    if args.whole {
-        return Ok(vec![vec![]; wanted.len()]);
-    }
-    let disks = Disks::open_all(sources.to_vec())?;
-    let found = unused::find(&disks, &|volume| is_at_rest(volume, wanted, frozen))?;
-    for note in found.iter().flat_map(|unused| &unused.notes) {
-        app.tell(note);
-    }
-    Ok(found.into_iter().map(|unused| unused.ranges).collect())
-}
-
 struct Run<'a> {
     args: &'a Args,
     app: &'a App,
@@ -160,67 +149,181 @@ struct Run<'a> {
     state: &'a Mutex<State>,
     state_path: &'a Path,
     rate: Option<u64>,
+    /// The disks change from one run to the next.
+    moves: bool,
 }
 
-/// One disk on its way.
-struct One<'a> {
+/// The copy of a disk on its way.
+struct Copying<'a> {
     disk: &'a PhysicalDisk,
-    source: &'a Arc<dyn BlockDevice>,
     place: &'a Place,
-    unused: &'a [std::ops::Range<u64>],
+    identity: &'a Identity,
+    target: Arc<dyn BlockDevice>,
+    fresh: bool,
+    known: DiskState,
 }
 
-impl Run<'_> {
-    fn disk(&self, one: &One<'_>) -> Result<()> {
-        let name = one.place.name();
-        let identity = identity(one.disk, &**one.source)?;
-        let known =
-            self.with_state(|state| state.disk(&one.disk.name, &identity, &name, SEGMENT).cloned())?;
-        if known.complete && one.place.exists() {
-            self.app.tell(&format!("{}: complete already", one.disk.name));
-            return Ok(());
+/// What it is copied from.
+struct Origin<'a> {
+    source: &'a Arc<dyn BlockDevice>,
+    unused: &'a [Range<u64>],
+}
+
+impl<'a> Run<'a> {
+    /// Opens the target of a disk; `None` if its copy is complete.
+    fn open(
+        &self,
+        disk: &'a PhysicalDisk,
+        place: &'a Place,
+        identity: &'a Identity,
+    ) -> Result<Option<Copying<'a>>> {
+        let name = place.name();
+        let known = self.with_state(|state| state.disk(&disk.name, identity, &name, SEGMENT).cloned())?;
+        if known.complete && place.exists() {
+            if !self.moves {
+                self.app.tell(&format!("{}: complete already", disk.name));
+                return Ok(None);
+            }
+            // The others will be of another moment.
+            place.reopen()?;
         }
-        if one.place.exists() {
+        if place.exists() {
             let message = format!("'{name}' is there already");
             return Err(Error::new(ErrorKind::Usage, message).hint("Remove it, or choose another folder."));
         }
         let secrets = self.args.objects.secrets().map_err(plain)?;
-        let (target, fresh) =
-            one.place.open(one.disk.size_bytes, !known.done.is_empty(), &secrets, self.app)?;
-        if target.size() > one.disk.size_bytes {
-            self.app.warn(&format!(
-                "{name} is larger than {}: what is behind the disk's end stays",
-                one.disk.name
-            ));
+        let (target, fresh) = place.open(disk.size_bytes, !known.done.is_empty(), &secrets, self.app)?;
+        if target.size() > disk.size_bytes {
+            let message = format!("{name} is larger than {}: what is behind the disk's end stays", disk.name);
+            self.app.warn(&message);
         }
-        let nothing = std::collections::BTreeMap::new();
-        let job = Job {
-            source: Arc::clone(one.source),
-            unused: one.unused,
-            target: Arc::clone(&target),
-            fresh,
-            done: if fresh { &nothing } else { &known.done },
-            segment_bytes: known.segment_bytes,
-            threads: self.args.threads.into(),
-            rate: self.rate,
-        };
         if fresh {
             self.remember(&name, true, &[])?;
         }
-        let tally = copy::copy(&job, self.reporter, &|segments| self.remember(&name, false, segments))?;
-        if self.args.verify {
-            let digests =
-                self.with_state(|state| state.disk(&one.disk.name, &identity, &name, SEGMENT).cloned())?.done;
-            copy::verify(&job, &digests, self.reporter)?;
+        Ok(Some(Copying { disk, place, identity, target, fresh, known }))
+    }
+
+    /// Disks that nobody writes to: each is complete when it has been copied.
+    fn one_by_one(
+        &self,
+        wanted: &[&PhysicalDisk],
+        copies: Vec<Option<Copying<'_>>>,
+        hold: Hold,
+    ) -> Outcome<()> {
+        let unused = self.unused(&hold.sources, wanted, &hold)?;
+        for (index, copy) in copies.into_iter().enumerate() {
+            let Some(copy) = copy else { continue };
+            let name = copy.disk.name.clone();
+            let origin = Origin { source: &hold.sources[index], unused: &unused[index] };
+            let copied = self.part(&copy, &origin, Part::All, self.reporter);
+            let done = copied.and_then(|tally| self.complete(copy, &unused[index], tally));
+            done.map_err(|error| self.ended(error.context(name)))?;
         }
+        Ok(hold.end(self.app)?)
+    }
+
+    /// Disks that change: none is complete before all are.
+    fn all_of_one_moment(
+        &self,
+        wanted: &[&PhysicalDisk],
+        copies: Vec<Option<Copying<'_>>>,
+        mut hold: Hold,
+    ) -> Outcome<()> {
+        let unused = self.unused(&hold.sources, wanted, &hold)?;
+        let first = source::places(&Disks::open_all(hold.sources.clone())?, wanted, &hold.first());
+        let mut tallies = vec![Tally::default(); wanted.len()];
+        let mut pass = |hold: &Hold, is_first: bool| -> Result<()> {
+            for (index, copy) in copies.iter().enumerate() {
+                let Some(copy) = copy else { continue };
+                let ranges: &[Range<u64>] = &first[index];
+                let part = if is_first { Part::Touching(ranges) } else { Part::Rest(ranges) };
+                let origin = Origin { source: &hold.sources[index], unused: &unused[index] };
+                let copied =
+                    watched(hold.taken(), self.reporter, |progress| self.part(copy, &origin, part, progress));
+                tallies[index] = tallies[index].plus(copied.context(|| copy.disk.name.clone())?);
+            }
+            Ok(())
+        };
+        let copied = pass(&hold, true).and_then(|()| hold.let_go_first()).and_then(|()| pass(&hold, false));
+        copied.and_then(|()| hold.end(self.app)).map_err(|error| self.ended(error))?;
+        for (index, copy) in copies.into_iter().enumerate() {
+            let Some(copy) = copy else { continue };
+            let name = copy.disk.name.clone();
+            let done = self.complete(copy, &unused[index], tallies[index]);
+            done.map_err(|error| self.ended(error.context(name)))?;
+        }
+        Ok(())
+    }
+
+    /// What of each disk holds nothing.
+    fn unused(
+        &self,
+        sources: &[Arc<dyn BlockDevice>],
+        wanted: &[&PhysicalDisk],
+        hold: &Hold,
+    ) -> Result<Vec<Vec<Range<u64>>>> {
+        if self.args.whole {
+            return Ok(vec![vec![]; wanted.len()]);
+        }
+        source::left_out(&Disks::open_all(sources.to_vec())?, wanted, &hold.at_rest, self.app)
+    }
+
+    fn job<'j>(
+        &self,
+        copy: &'j Copying<'_>,
+        origin: &'j Origin<'_>,
+        done: &'j Done,
+        part: Part<'j>,
+    ) -> Job<'j> {
+        Job {
+            source: Arc::clone(origin.source),
+            unused: origin.unused,
+            target: Arc::clone(&copy.target),
+            part,
+            fresh: copy.fresh,
+            done,
+            segment_bytes: copy.known.segment_bytes,
+            threads: self.args.threads.into(),
+            rate: self.rate,
+        }
+    }
+
+    fn part(
+        &self,
+        copy: &Copying<'_>,
+        origin: &Origin<'_>,
+        part: Part<'_>,
+        progress: &dyn Progress,
+    ) -> Result<Tally> {
+        let nothing = Done::new();
+        let done = if copy.fresh { &nothing } else { &copy.known.done };
+        let name = copy.place.name();
+        let job = self.job(copy, origin, done, part);
+        copy::copy(&job, progress, &|segments| self.remember(&name, false, segments))
+    }
+
+    /// All of a disk has been copied.
+    fn complete(&self, copy: Copying<'_>, unused: &[Range<u64>], tally: Tally) -> Result<()> {
+        let name = copy.place.name();
+        let entry = |state: &mut State| state.disk(&copy.disk.name, copy.identity, &name, SEGMENT).cloned();
+        if self.args.verify {
+            let digests = self.with_state(entry)?.done;
+            let nothing = Done::new();
+            // The disk itself is not looked at any more, and may have been let go: only its size counts.
+            let size = copy.disk.size_bytes;
+            let source: Arc<dyn BlockDevice> = Arc::new(Slice::new(Arc::clone(&copy.target), 0, size)?);
+            let origin = Origin { source: &source, unused };
+            copy::verify(&self.job(&copy, &origin, &nothing, Part::All), &digests, self.reporter)?;
+        }
+        let Copying { disk, place, identity, target, .. } = copy;
         target.close()?;
-        drop((job, target));
-        one.place.complete()?;
+        drop(target);
+        place.complete()?;
         self.with_state(|state| {
-            state.disk(&one.disk.name, &identity, &name, SEGMENT)?.complete = true;
+            state.disk(&disk.name, identity, &name, SEGMENT)?.complete = true;
             state.save(self.state_path)
         })?;
-        self.say(one, tally);
+        self.say(disk, tally);
         Ok(())
     }
 
@@ -242,13 +345,13 @@ impl Run<'_> {
         })
     }
 
-    fn say(&self, one: &One<'_>, tally: Tally) {
+    fn say(&self, disk: &PhysicalDisk, tally: Tally) {
         if self.args.quiet {
             return;
         }
         let mut text = format!(
             "{}: {} read, {} written, {} left out",
-            one.disk.name,
+            disk.name,
             human(tally.read),
             human(tally.written),
             human(tally.left_out)
@@ -277,22 +380,13 @@ fn plain(failure: Failure) -> Error {
     }
 }
 
-/// By what a disk is known again.
-fn identity(disk: &PhysicalDisk, device: &dyn BlockDevice) -> Result<Identity> {
-    let table = match partition::read(device) {
-        Ok(table) => table.map(|table| table.uuid).unwrap_or_default(),
-        Err(error) if error.kind() == ErrorKind::Io => return Err(error),
-        Err(_) => String::new(),
-    };
-    Ok(Identity { size_bytes: disk.size_bytes, serial: disk.serial.clone().unwrap_or_default(), table })
-}
-
 /// Leaves the description at the receiving end.
 fn describe(
     args: &Args,
     found: &Found,
     wanted: &[&PhysicalDisk],
     places: &[Place],
+    desk: Option<&Desk>,
     app: &App,
 ) -> Outcome<()> {
     let disks: Vec<(&PhysicalDisk, String, &str)> = wanted
@@ -303,7 +397,15 @@ fn describe(
             (*disk, name, format)
         })
         .collect();
-    let text = format!("{:#}\n", document(&found.machine(&disks)));
+    let machine = document(&found.machine(&disks));
+    if let Some(desk) = desk {
+        let folder = desk.complete(machine)?;
+        if !args.quiet {
+            app.note(&format!("complete at the receiver: {folder}\n"));
+        }
+        return Ok(());
+    }
+    let text = format!("{machine:#}\n");
     let path = match (&args.output, &args.to) {
         (Some(folder), _) => folder.join(MACHINE),
         (None, template) => {

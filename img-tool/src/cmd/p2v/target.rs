@@ -6,15 +6,15 @@ use std::sync::Arc;
 use block::{BlockDevice, Error, ErrorKind, Result, ResultExt as _};
 use image::{CreateRequest, Format, OpenOptions, Secrets, Spec};
 use v2v::p2v::PhysicalDisk;
+use v2v::p2v::offer::Accepted;
+use v2v::p2v::receive::{give_back_leaks, partial};
 
 use crate::app::App;
 
 /// The description's file, and the export that takes it.
 pub(super) const MACHINE: &str = "machine.json";
-/// In front of the name of an image that is not complete.
-const PARTIAL: &str = ".partial";
 /// What stands for a disk's name in a URI.
-const PLACEHOLDER: &str = "{disk}";
+pub(super) const PLACEHOLDER: &str = "{disk}";
 
 /// Where one disk goes.
 #[derive(Debug, Clone)]
@@ -30,6 +30,13 @@ pub(super) enum Place {
     Export {
         /// Its URI.
         uri: String,
+    },
+    /// An export of a receiver.
+    Received {
+        /// Its URI.
+        uri: String,
+        /// What the receiver has made of this machine's disk.
+        accepted: Accepted,
     },
 }
 
@@ -50,7 +57,7 @@ impl Place {
     pub(super) fn name(&self) -> String {
         match self {
             Self::File { path, .. } => path.display().to_string(),
-            Self::Export { uri } => uri.clone(),
+            Self::Export { uri } | Self::Received { uri, .. } => uri.clone(),
         }
     }
 
@@ -62,18 +69,15 @@ impl Place {
                 (name, if format.name() == "raw" { "raw" } else { "qcow2" })
             }
             Self::Export { .. } => (format!("{}.qcow2", disk.name.replace('!', "_")), "qcow2"),
+            Self::Received { accepted, .. } => {
+                (accepted.image.clone(), if accepted.format == "raw" { "raw" } else { "qcow2" })
+            }
         }
     }
 
     /// Whether it is complete already.
     pub(super) fn exists(&self) -> bool {
         matches!(self, Self::File { path, .. } if path.exists())
-    }
-
-    fn partial(path: &Path) -> PathBuf {
-        let mut name = path.as_os_str().to_owned();
-        name.push(PARTIAL);
-        name.into()
     }
 
     /// Opens it for writing; a file that is not there is created. The second value: it is new, and all zeros.
@@ -89,19 +93,22 @@ impl Place {
     ) -> Result<(Arc<dyn BlockDevice>, bool)> {
         let (spec, format, new) = match self {
             Self::File { path, format } => {
-                let partial = Self::partial(path);
+                let partial = partial(path);
                 let new = !(begun && partial.exists());
-                if new {
+                if !new {
+                    give_back_leaks(&partial, *format)?;
+                } else {
                     let _ = std::fs::remove_file(&partial);
                     let name = partial.to_string_lossy().into_owned();
                     image::create(&CreateRequest { size: Some(size), ..CreateRequest::new(name, *format) })?;
                 }
                 (Spec::from_filename(&partial.to_string_lossy())?, *format, new)
             }
-            Self::Export { uri } => {
+            Self::Export { uri } | Self::Received { uri, .. } => {
                 let raw =
                     Format::from_name("raw").ok_or_else(|| Error::unsupported("raw is not built in"))?;
-                (Spec::from_filename(uri)?, raw, false)
+                let fresh = matches!(self, Self::Received { accepted, .. } if !accepted.begun);
+                (Spec::from_filename(uri)?, raw, fresh)
             }
         };
         let options = OpenOptions {
@@ -115,13 +122,22 @@ impl Place {
         Ok((layer.device(), new))
     }
 
+    /// Takes a complete file for one that is not: it is to be compared with the disk once more.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub(super) fn reopen(&self) -> Result<()> {
+        let Self::File { path, .. } = self else { return Ok(()) };
+        Ok(std::fs::rename(path, partial(path))?)
+    }
+
     /// Gives a complete file its name.
     ///
     /// # Errors
     /// The host refuses.
     pub(super) fn complete(&self) -> Result<()> {
         let Self::File { path, .. } = self else { return Ok(()) };
-        let renamed = std::fs::rename(Self::partial(path), path);
+        let renamed = std::fs::rename(partial(path), path);
         renamed.map_err(Error::from).context(|| format!("Could not rename the image to '{}'", path.display()))
     }
 }
@@ -147,7 +163,7 @@ fn uri_of(template: &str, disk: &str, only: bool) -> String {
 /// The export is too small, or the server refuses.
 pub(super) fn send_description(template: &str, text: &str, secrets: &Secrets, app: &App) -> Result<bool> {
     let base = template.replace(PLACEHOLDER, MACHINE);
-    let uri = if base == template { sibling(template) } else { base };
+    let uri = if base == template { with_export(template, MACHINE) } else { base };
     let options = OpenOptions {
         writable: true,
         format: Format::from_name("raw"),
@@ -177,11 +193,11 @@ pub(super) fn send_description(template: &str, text: &str, secrets: &Secrets, ap
 }
 
 /// The URI with another export.
-fn sibling(template: &str) -> String {
+pub(super) fn with_export(template: &str, export: &str) -> String {
     let (front, query) = template.find('?').map_or((template, ""), |at| template.split_at(at));
     let Some((scheme, rest)) = front.split_once("://") else { return template.to_owned() };
     let authority = rest.split('/').next().unwrap_or_default();
-    format!("{scheme}://{authority}/{MACHINE}{query}")
+    format!("{scheme}://{authority}/{export}{query}")
 }
 
 #[cfg(test)]
@@ -202,7 +218,7 @@ mod tests {
         ] {
             assert_eq!(uri_of(template, "sda", only), expected, "{template}");
         }
-        assert_eq!(sibling("nbds://h:1/web?x=y"), "nbds://h:1/machine.json?x=y");
-        assert_eq!(sibling("nbd+unix:///?socket=/s"), "nbd+unix:///machine.json?socket=/s");
+        assert_eq!(with_export("nbds://h:1/web?x=y", MACHINE), "nbds://h:1/machine.json?x=y");
+        assert_eq!(with_export("nbd+unix:///?socket=/s", MACHINE), "nbd+unix:///machine.json?socket=/s");
     }
 }

@@ -105,7 +105,7 @@ fn own_folders(plan: &Plan) -> Result<Vec<PathBuf>> {
     files.map(|path| Ok(directory_of(&std::path::absolute(path)?))).collect()
 }
 
-fn tls(authentication: &Authentication) -> Result<Option<ServerTls>> {
+pub(crate) fn tls(authentication: &Authentication) -> Result<Option<ServerTls>> {
     match authentication {
         Authentication::None => Ok(None),
         Authentication::X509 { dir, verify_peer } => {
@@ -115,7 +115,7 @@ fn tls(authentication: &Authentication) -> Result<Option<ServerTls>> {
     }
 }
 
-fn listeners(place: &Where) -> Result<Vec<Listener>> {
+pub(crate) fn listeners(place: &Where) -> Result<Vec<Listener>> {
     match place {
         Where::Stdio | Where::Kernel(_) => Ok(vec![]),
         Where::Unix { path, mode } => Ok(vec![Listener::unix(path, *mode)?]),
@@ -169,7 +169,7 @@ fn uris(listeners: &[Listener], names: &[&str]) -> String {
 
 /// SIGTERM and SIGINT stop the server, a second one at once; SIGHUP reads certificates again, or stops it where there
 /// are none, as it does qemu-nbd.
-fn watch_signals(handle: Handle, reloads: bool, app: &App) -> Result<()> {
+pub(crate) fn watch_signals(handle: Handle, reloads: bool, app: &App) -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])
         .context(|| "cannot watch for signals".to_owned())?;
     let program = app.program;
