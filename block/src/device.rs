@@ -138,7 +138,8 @@ pub trait CompressedWriter: Send + Sync {
 ///
 /// A request is carried out in full or fails. Requests outside `0..size()` fail with
 /// [`ErrorKind::OutOfRange`](crate::ErrorKind::OutOfRange). Implementations never panic because of
-/// what an image contains.
+/// what an image contains. The methods that change something refuse, unless a device has them: it is
+/// read-only then.
 pub trait BlockDevice: Debug + Send + Sync {
     /// The size in bytes. Changes only by [`resize`](Self::resize).
     fn size(&self) -> u64;
@@ -162,20 +163,26 @@ pub trait BlockDevice: Debug + Send + Sync {
     ///
     /// # Errors
     /// Out of range, read-only, host failure. Bytes of the range may have been written or not.
-    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()>;
+    fn write_at(&self, _buf: &[u8], _offset: u64) -> Result<()> {
+        Err(Error::read_only())
+    }
 
     /// Makes `len` bytes at `offset` read as zeros.
     ///
     /// # Errors
     /// As [`write_at`](Self::write_at); `Unsupported` if [`ZeroMode::no_fallback`] and it would be slow.
-    fn write_zeroes_at(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()>;
+    fn write_zeroes_at(&self, _offset: u64, _len: u64, _mode: ZeroMode) -> Result<()> {
+        Err(Error::read_only())
+    }
 
     /// Says that the range is not needed any more. What it reads as afterwards is unspecified (old
     /// bytes or zeros), and any part of it may be left as it was.
     ///
     /// # Errors
     /// Out of range, read-only, host failure.
-    fn discard_at(&self, offset: u64, len: u64) -> Result<()>;
+    fn discard_at(&self, _offset: u64, _len: u64) -> Result<()> {
+        Err(Error::read_only())
+    }
 
     /// When this returns, every write that had returned before the call is durable.
     ///

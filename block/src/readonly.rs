@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::device::{BlockDevice, LayerExtent, Limits, ZeroMode};
+use crate::device::{BlockDevice, LayerExtent, Limits};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 
@@ -36,18 +36,6 @@ impl BlockDevice for ReadOnly {
         self.device.read_at(buf, offset)
     }
 
-    fn write_at(&self, _buf: &[u8], _offset: u64) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn write_zeroes_at(&self, _offset: u64, _len: u64, _mode: ZeroMode) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn discard_at(&self, _offset: u64, _len: u64) -> Result<()> {
-        Err(Error::read_only())
-    }
-
     fn flush(&self) -> Result<()> {
         Ok(())
     }
@@ -78,7 +66,7 @@ mod tests {
     use super::*;
     use crate::mem::MemStorage;
     use crate::raw::{Raw, RawOptions};
-    use crate::{ErrorKind, Preallocation};
+    use crate::{ErrorKind, Preallocation, ZeroMode};
 
     #[test]
     fn it_reads_and_refuses_every_change() {

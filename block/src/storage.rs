@@ -5,7 +5,7 @@ use std::io::IoSlice;
 use std::os::fd::BorrowedFd;
 
 use crate::device::ZeroMode;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A run of bytes of a storage that is data or hole throughout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,8 @@ pub struct HostExtent {
 }
 
 /// A container of bytes: a file, a block device, memory, or a [`BlockDevice`](crate::BlockDevice) seen
-/// as one. Methods may be called from any number of threads.
+/// as one. Methods may be called from any number of threads. Those that change something refuse, unless a container has them:
+/// it is read-only then.
 pub trait Storage: Debug + Send + Sync {
     /// The length in bytes now.
     ///
@@ -38,7 +39,9 @@ pub trait Storage: Debug + Send + Sync {
     ///
     /// # Errors
     /// No space, read-only, or host failure.
-    fn set_len(&self, len: u64) -> Result<()>;
+    fn set_len(&self, _len: u64) -> Result<()> {
+        Err(Error::read_only())
+    }
 
     /// Fills `buf` from `offset`; bytes past the end read as zeros.
     ///
@@ -50,7 +53,9 @@ pub trait Storage: Debug + Send + Sync {
     ///
     /// # Errors
     /// No space, read-only, or host failure.
-    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()>;
+    fn write_at(&self, _buf: &[u8], _offset: u64) -> Result<()> {
+        Err(Error::read_only())
+    }
 
     /// Writes the buffers one after the other from `offset`.
     ///
@@ -69,19 +74,25 @@ pub trait Storage: Debug + Send + Sync {
     ///
     /// # Errors
     /// As [`write_at`](Self::write_at); `Unsupported` if [`ZeroMode::no_fallback`] and there is no fast way.
-    fn zero_range(&self, offset: u64, len: u64, mode: ZeroMode) -> Result<()>;
+    fn zero_range(&self, _offset: u64, _len: u64, _mode: ZeroMode) -> Result<()> {
+        Err(Error::read_only())
+    }
 
     /// Gives back the space of a range, as far as the host can; what it reads as is unspecified.
     ///
     /// # Errors
     /// The host failed (that it cannot discard is not a failure).
-    fn discard_range(&self, offset: u64, len: u64) -> Result<()>;
+    fn discard_range(&self, _offset: u64, _len: u64) -> Result<()> {
+        Err(Error::read_only())
+    }
 
     /// Takes space for a range without changing what it reads as, extending the container where needed.
     ///
     /// # Errors
     /// No space, `Unsupported` where the host cannot.
-    fn allocate_range(&self, offset: u64, len: u64) -> Result<()>;
+    fn allocate_range(&self, _offset: u64, _len: u64) -> Result<()> {
+        Err(Error::read_only())
+    }
 
     /// When this returns, every completed write is durable.
     ///

@@ -11,7 +11,7 @@ use block::device::check_range;
 use block::extent::read_backing;
 use block::image::{CheckReport, Image, ImageInfo, Repair};
 use block::num::to_usize;
-use block::{BlockDevice, Error, ErrorKind, LayerExtent, Limits, Result, Storage, Stored, ZeroMode};
+use block::{BlockDevice, Error, ErrorKind, LayerExtent, Limits, Result, Storage, Stored};
 
 use crate::units::Units;
 
@@ -223,18 +223,6 @@ impl BlockDevice for Foreign {
             rest = after;
         }
         Ok(())
-    }
-
-    fn write_at(&self, _buf: &[u8], _offset: u64) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn write_zeroes_at(&self, _offset: u64, _len: u64, _mode: ZeroMode) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn discard_at(&self, _offset: u64, _len: u64) -> Result<()> {
-        Err(Error::read_only())
     }
 
     fn flush(&self) -> Result<()> {

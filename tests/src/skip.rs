@@ -19,6 +19,20 @@ macro_rules! requires {
     };
 }
 
+/// What a test cannot do without, of a `Result<T, String>`; ends the test with a note if it is not there.
+#[macro_export]
+macro_rules! or_skip {
+    ($need:expr) => {
+        match $need {
+            Ok(found) => found,
+            Err(reason) => {
+                $crate::skip::note(&reason);
+                return;
+            }
+        }
+    };
+}
+
 /// Notes that (a part of) the current test is skipped: on stderr, which cargo shows for failing tests
 /// only, and in the file that `VIMG_SKIP_LOG` names, which `make test` prints.
 #[expect(clippy::print_stderr, reason = "the note is for whoever runs the tests")]

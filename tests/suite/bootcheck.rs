@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use tests::guests::{guests, qemu_system};
 use tests::skip::qemu;
-use tests::{Cmd, Dir, Ran, requires};
+use tests::{Cmd, Dir, Ran, or_skip, requires};
 
 /// A folder beside which guests lie.
 struct Place {
@@ -24,18 +24,6 @@ fn place() -> Result<Place, String> {
     qemu_system()?;
     qemu()?;
     Ok(Place { guests: guests()?, dir: Dir::new() })
-}
-
-macro_rules! place {
-    () => {
-        match place() {
-            Ok(place) => place,
-            Err(reason) => {
-                tests::skip::note(&reason);
-                return;
-            }
-        }
-    };
 }
 
 impl Place {
@@ -87,7 +75,7 @@ fn state(path: &Path) -> (String, i64, i64, i64, i64) {
 /// time of access included.
 #[test]
 fn a_debian_comes_up_and_its_image_is_as_it_was() {
-    let place = place!();
+    let place = or_skip!(place());
     place.dir.vimg_ok(&format!("convert -f raw -O qcow2 -c {} debian.qcow2", place.guest("debian.raw")));
     let image = place.dir.file("debian.qcow2");
     let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000);
@@ -120,7 +108,7 @@ fn a_debian_comes_up_and_its_image_is_as_it_was() {
 /// A raw image, a chain of three, and a vmdk at once: two at a time, in one report, for people and build servers.
 #[test]
 fn every_format_boots_and_one_report_tells_of_all() {
-    let place = place!();
+    let place = or_skip!(place());
     let small = place.guest("small.raw");
     place.dir.vimg_ok(&format!("create -f qcow2 -b {small} -F raw base.qcow2"));
     place.dir.vimg_ok("create -f qcow2 -b base.qcow2 -F qcow2 top.qcow2");
@@ -143,7 +131,7 @@ fn every_format_boots_and_one_report_tells_of_all() {
 
 #[test]
 fn a_root_that_is_not_there_and_a_driver_that_is_not() {
-    let place = place!();
+    let place = or_skip!(place());
     let small = place.guest("small.raw");
     place.dir.vimg_ok(&format!("convert -f raw -O vmdk {small} small.vmdk"));
     let check = place.fails("small.vmdk --cmdline root=/dev/vda9", "root-not-found");
@@ -159,7 +147,7 @@ fn a_root_that_is_not_there_and_a_driver_that_is_not() {
 /// Nothing runs: the kernel is not all there. From a compressed image.
 #[test]
 fn a_kernel_that_is_cut_off_is_seen_at_once() {
-    let place = place!();
+    let place = or_skip!(place());
     place.dir.vimg_ok(&format!("convert -f raw -O qcow2 -c {} cut.qcow2", place.guest("small-cut.raw")));
     let check = place.fails("cut.qcow2", "kernel-damaged");
     assert!(check["detail"].as_str().unwrap().contains("8000000 bytes"), "{check:#}");
@@ -169,7 +157,7 @@ fn a_kernel_that_is_cut_off_is_seen_at_once() {
 /// In a chain: the base is good, the overlay has lost the superblock.
 #[test]
 fn a_superblock_that_is_lost() {
-    let place = place!();
+    let place = or_skip!(place());
     place.dir.vimg_ok(&format!("create -f qcow2 -b {} -F raw bad.qcow2", place.guest("small.raw")));
     // The second partition begins at 49 MiB, its superblock 1 KiB behind that.
     Cmd::new("qemu-io").words("-f qcow2 bad.qcow2 -c").arg("write -z 49M 64k").dir(place.dir.path()).ok();
@@ -181,7 +169,7 @@ fn a_superblock_that_is_lost() {
 
 #[test]
 fn panics_and_endless_loops() {
-    let place = place!();
+    let place = or_skip!(place());
     let small = place.guest("small.raw");
     let check = place.fails(&format!("-f raw {small} --append init=/bin/busybox"), "init-died");
     assert_eq!(check["ending"]["kind"], "reset");
@@ -201,7 +189,7 @@ fn panics_and_endless_loops() {
 /// What the guest writes is kept in an image of its own, on demand only.
 #[test]
 fn what_the_guest_writes_can_be_kept() {
-    let place = place!();
+    let place = or_skip!(place());
     place.dir.vimg_ok(&format!("convert -f raw -O qcow2 {} small.qcow2", place.guest("small.raw")));
     let before = state(&place.dir.file("small.qcow2"));
     let words = "small.qcow2 --write-to kept.qcow2 --append rw --expect root.is.mounted --expect login:";
@@ -220,7 +208,7 @@ fn what_the_guest_writes_can_be_kept() {
 /// Ctrl-C ends the check, and no qemu is left behind.
 #[test]
 fn an_interrupted_check_leaves_nothing() {
-    let place = place!();
+    let place = or_skip!(place());
     let temporary = place.dir.file("tmp");
     std::fs::create_dir(&temporary).unwrap();
     let child = place

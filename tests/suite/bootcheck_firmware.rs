@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use tests::guests::{firmwares, loaders, qemu_system};
 use tests::skip::{note, tool};
-use tests::{Cmd, Dir, guest, requires};
+use tests::{Cmd, Dir, guest, or_skip, requires};
 
 /// A folder beside which guests with boot loaders lie.
 struct Place {
@@ -21,18 +21,6 @@ fn place() -> Result<Place, String> {
     qemu_system()?;
     firmwares()?;
     Ok(Place { loaders: loaders()?, dir: Dir::new() })
-}
-
-macro_rules! place {
-    () => {
-        match place() {
-            Ok(place) => place,
-            Err(reason) => {
-                note(&reason);
-                return;
-            }
-        }
-    };
 }
 
 impl Place {
@@ -80,7 +68,7 @@ impl Place {
 /// The Debian that was made on the spot, started by both firmwares, as it would be on any host.
 #[test]
 fn a_debian_comes_up_by_bios_and_by_uefi() {
-    let place = place!();
+    let place = or_skip!(place());
     let ran = place.cmd("debian", "--firmware both --jobs 2 --junit report.xml").run().expect_code(0);
     let said = ran.json();
     assert_eq!((&said["booted"], &said["not-booted"]), (&2.into(), &0.into()), "{said:#}");
@@ -105,7 +93,7 @@ fn a_debian_comes_up_by_bios_and_by_uefi() {
 
 #[test]
 fn loaders_of_bios_that_give_up() {
-    let place = place!();
+    let place = or_skip!(place());
     let auto = "--firmware auto";
     let fails = |guest: &str, words: &str, detail: &str| {
         let check = place.fails(guest, words, "boot-loader", "boot-loader", detail);
@@ -135,7 +123,7 @@ fn loaders_of_bios_that_give_up() {
 
 #[test]
 fn loaders_of_uefi_that_give_up() {
-    let place = place!();
+    let place = or_skip!(place());
     let auto = "--firmware auto";
     let check = place.fails("sd-boot.bad-kernel", auto, "boot-loader", "boot-loader", "");
     assert_eq!(check["boot"]["firmware"], "uefi", "{check:#}");
@@ -155,7 +143,7 @@ fn loaders_of_uefi_that_give_up() {
 /// As after a move to another kind of machine, and as without the NVRAM of the old one.
 #[test]
 fn the_wrong_firmware_and_the_missing_fallback() {
-    let place = place!();
+    let place = or_skip!(place());
     place.fails(
         "sd-boot",
         "--firmware bios",
@@ -240,7 +228,7 @@ fn nvram(image: &std::path::Path, program: &str) -> Vec<u8> {
 /// known only where it says so.
 #[test]
 fn a_guest_without_a_serial_console() {
-    let place = place!();
+    let place = or_skip!(place());
     let check = place.boots("silent", "--firmware bios");
     assert_eq!(check["level"]["evidence"], "screen", "{check:#}");
 }
@@ -248,7 +236,7 @@ fn a_guest_without_a_serial_console() {
 /// On UEFI there is no screen either. In the overlay, and only there, its kernel can be made to speak.
 #[test]
 fn a_console_is_added_in_the_overlay() {
-    let place = place!();
+    let place = or_skip!(place());
     let image = std::fs::read(place.loaders.join("silent.raw")).unwrap();
     let check = place.boots("silent", "--firmware uefi --add-console");
     assert_eq!(check["level"]["evidence"], "console", "{check:#}");
@@ -284,7 +272,7 @@ fn the_matrix() {
     if std::env::var_os("VIMG_BOOT_MATRIX").is_none() {
         return;
     }
-    let place = place!();
+    let place = or_skip!(place());
     for (guest, firmware) in [
         ("mbr-grub", "bios"),
         ("gpt-grub", "bios"),

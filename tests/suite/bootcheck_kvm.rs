@@ -4,7 +4,7 @@
 use tests::guests::{firmwares, guests, loaders};
 use tests::lab::lab;
 use tests::skip::qemu;
-use tests::{Cmd, Dir, lab};
+use tests::{Cmd, Dir, lab, or_skip};
 
 use serde_json::Value;
 
@@ -49,18 +49,6 @@ fn images() -> Result<Images, String> {
     Ok(Images { dir, small, nodisk, cut })
 }
 
-macro_rules! images {
-    () => {
-        match images() {
-            Ok(images) => images,
-            Err(reason) => {
-                tests::skip::note(&reason);
-                return;
-            }
-        }
-    };
-}
-
 /// Makes all checks in one lab, and judges the verdicts here.
 #[track_caller]
 fn judge(dir: &Dir, cases: &[Case]) {
@@ -90,7 +78,7 @@ fn judge(dir: &Dir, cases: &[Case]) {
 
 #[test]
 fn guests_boot_in_our_own_machine_from_every_format() {
-    let images = images!();
+    let images = or_skip!(images());
     let small = &images.small;
     judge(
         &images.dir,
@@ -106,7 +94,7 @@ fn guests_boot_in_our_own_machine_from_every_format() {
 
 #[test]
 fn guests_fail_in_our_own_machine_for_the_right_reason() {
-    let images = images!();
+    let images = or_skip!(images());
     let (small, nodisk) = (&images.small, &images.nodisk);
     judge(
         &images.dir,

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use tests::guests::{foreign_guests, qemu_system};
 use tests::skip::{qemu, tool};
-use tests::{Cmd, Dir, Ran, requires};
+use tests::{Cmd, Dir, Ran, or_skip, requires};
 
 /// A folder, and beside it the guests.
 struct Place {
@@ -21,18 +21,6 @@ struct Place {
 fn place() -> Result<Place, String> {
     qemu()?;
     Ok(Place { guests: foreign_guests()?, dir: Dir::new() })
-}
-
-macro_rules! place {
-    () => {
-        match place() {
-            Ok(place) => place,
-            Err(reason) => {
-                tests::skip::note(&reason);
-                return;
-            }
-        }
-    };
 }
 
 impl Place {
@@ -111,7 +99,7 @@ fn names(folder: &Path) -> Vec<String> {
 #[test]
 fn a_bios_guest_of_vmware_boots_after_the_conversion_and_not_before() {
     requires!(qemu_system(), tool("e2fsck"), tool("debugfs"));
-    let place = place!();
+    let place = or_skip!(place());
     let raw = place.guest("vmware.raw");
     let before = place.boot(&format!("--firmware bios -f raw {raw}"), 1);
     assert_eq!(before["reason"], "no-disk-driver", "{before:#}");
@@ -152,7 +140,7 @@ fn a_bios_guest_of_vmware_boots_after_the_conversion_and_not_before() {
 #[test]
 fn a_uefi_guest_on_lvm_boots_after_the_conversion_and_not_before() {
     requires!(qemu_system());
-    let place = place!();
+    let place = or_skip!(place());
     let raw = place.guest("uefi-lvm.raw");
     let before = place.boot(&format!("--firmware uefi -f raw {raw}"), 1);
     assert_eq!(before["reason"], "no-boot-loader", "{before:#}");
@@ -174,7 +162,7 @@ fn a_uefi_guest_on_lvm_boots_after_the_conversion_and_not_before() {
 #[test]
 fn an_xfs_guest_of_xen_boots_after_the_conversion_and_not_before() {
     requires!(qemu_system(), tool("xfs_repair"));
-    let place = place!();
+    let place = or_skip!(place());
     let raw = place.guest("xen-xfs.raw");
     let before = place.boot(&format!("--firmware bios --add-console -f raw {raw}"), 1);
     assert!(before["verdict"] == "not-booted", "{before:#}");
@@ -248,7 +236,7 @@ fn ova(dir: &Dir, name: &str, disk: &str, capacity: u64) {
 /// The same guest in every container: the same changes.
 #[test]
 fn every_container_of_a_guest_is_converted_alike() {
-    let place = place!();
+    let place = or_skip!(place());
     let raw = place.guest("vmware.raw");
     let capacity = fs::metadata(&raw).unwrap().len();
     let of = |place: &Place, words: &str, name: &str| -> Vec<(String, String)> {
@@ -302,7 +290,7 @@ fn vbox() -> &'static str {
 /// A plan writes nothing, and says everything.
 #[test]
 fn a_plan_is_shown_and_nothing_is_written() {
-    let place = place!();
+    let place = or_skip!(place());
     let raw = place.guest("vmware.raw");
     let before = names(place.dir.path());
     let ran = place.v2v(&format!("--plan -f raw {raw} --output json")).run().expect_code(0);
@@ -319,7 +307,7 @@ fn a_plan_is_shown_and_nothing_is_written() {
 /// A stranger's machine: in the sandbox, and by our own writers alone.
 #[test]
 fn a_strangers_machine_is_converted_in_the_sandbox() {
-    let place = place!();
+    let place = or_skip!(place());
     let raw = place.guest("xen-xfs.raw");
     let ran = place
         .dir
@@ -339,7 +327,7 @@ fn a_strangers_machine_is_converted_in_the_sandbox() {
 /// Interrupted, out of space, in the way of others: nothing that looks finished.
 #[test]
 fn what_fails_leaves_nothing_behind() {
-    let place = place!();
+    let place = or_skip!(place());
     let raw = place.guest("vmware.raw");
     // Interrupted while it copies: as soon as the folder is there.
     let mut running = place.v2v(&format!("-f raw {raw} -o out -O raw --preallocation full")).spawn();
@@ -367,7 +355,7 @@ fn what_fails_leaves_nothing_behind() {
 /// The only copy of a server is not replaced by its conversion, nor is what its chain stands on, nor what others use.
 #[test]
 fn a_source_is_never_overwritten() {
-    let place = place!();
+    let place = or_skip!(place());
     let raw = place.guest("vmware.raw");
     place.dir.vimg_ok(&format!("convert -f raw -O qcow2 {raw} own-sda.qcow2"));
     place.dir.vimg_ok("create -f qcow2 -b own-sda.qcow2 -F qcow2 top.qcow2");
@@ -401,7 +389,7 @@ fn a_source_is_never_overwritten() {
 /// A manifest that does not fit stops everything.
 #[test]
 fn a_damaged_archive_is_refused() {
-    let place = place!();
+    let place = or_skip!(place());
     let raw = place.guest("vmware.raw");
     place.dir.vimg_ok(&format!("convert -f raw -O vmdk -o subformat=streamOptimized {raw} disk1.vmdk"));
     ova(&place.dir, "bad", "disk1.vmdk", fs::metadata(&raw).unwrap().len());
@@ -418,7 +406,7 @@ fn a_damaged_archive_is_refused() {
 /// Many at once, with one answer for all.
 #[test]
 fn a_batch_converts_many_and_tells_of_all() {
-    let place = place!();
+    let place = or_skip!(place());
     let raw = place.guest("vmware.raw");
     let plan = format!(
         "jobs: 2\ndefaults:\n  output-dir: out\n  output-format: raw\nguests:\n  - source: {raw}\n    name: one\n    format: raw\n  \

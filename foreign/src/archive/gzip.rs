@@ -21,7 +21,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use block::num::to_usize;
-use block::{Error, ErrorKind, HostExtent, Result, Storage, ZeroMode};
+use block::{Error, ErrorKind, HostExtent, Result, Storage};
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::inflate_flags::{TINFL_FLAG_HAS_MORE_INPUT, TINFL_FLAG_IGNORE_ADLER32};
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress_with_limit};
@@ -501,28 +501,8 @@ impl Storage for Gzip {
         self.decode.lock().len()
     }
 
-    fn set_len(&self, _len: u64) -> Result<()> {
-        Err(Error::read_only())
-    }
-
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.read(buf, offset).map(drop)
-    }
-
-    fn write_at(&self, _buf: &[u8], _offset: u64) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn zero_range(&self, _offset: u64, _len: u64, _mode: ZeroMode) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn discard_range(&self, _offset: u64, _len: u64) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn allocate_range(&self, _offset: u64, _len: u64) -> Result<()> {
-        Err(Error::read_only())
     }
 
     fn sync(&self) -> Result<()> {

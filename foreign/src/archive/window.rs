@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use block::num::to_usize;
-use block::{Error, ErrorKind, HostExtent, Result, Storage, ZeroMode};
+use block::{Error, ErrorKind, HostExtent, Result, Storage};
 
 use super::Gzip;
 
@@ -53,31 +53,11 @@ impl Storage for Window {
         Ok(self.len)
     }
 
-    fn set_len(&self, _len: u64) -> Result<()> {
-        Err(Error::read_only())
-    }
-
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let there = to_usize(self.len.saturating_sub(offset).min(buf.len() as u64));
         let (head, tail) = buf.split_at_mut(there);
         tail.fill(0);
         if head.is_empty() { Ok(()) } else { self.read(head, self.offset + offset) }
-    }
-
-    fn write_at(&self, _buf: &[u8], _offset: u64) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn zero_range(&self, _offset: u64, _len: u64, _mode: ZeroMode) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn discard_range(&self, _offset: u64, _len: u64) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn allocate_range(&self, _offset: u64, _len: u64) -> Result<()> {
-        Err(Error::read_only())
     }
 
     fn sync(&self) -> Result<()> {

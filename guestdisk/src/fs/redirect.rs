@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use block::device::check_range;
 use block::num::to_usize;
-use block::{BlockDevice, Error, LayerExtent, Result, Stored, ZeroMode};
+use block::{BlockDevice, LayerExtent, Result, Stored};
 
 /// Where a block is to be read instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,18 +79,6 @@ impl BlockDevice for Redirect {
             done += len;
         }
         Ok(())
-    }
-
-    fn write_at(&self, _buf: &[u8], _offset: u64) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn write_zeroes_at(&self, _offset: u64, _len: u64, _mode: ZeroMode) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn discard_at(&self, _offset: u64, _len: u64) -> Result<()> {
-        Err(Error::read_only())
     }
 
     fn flush(&self) -> Result<()> {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::device::check_range;
-use block::{BlockDevice, Error, LayerExtent, Result, Stored, ZeroMode};
+use block::{BlockDevice, LayerExtent, Result, Stored, ZeroMode};
 use guestdisk::fs::{FileKind, FileSystem};
 use guestdisk::{Disks, boot, partition};
 
@@ -101,18 +101,6 @@ impl BlockDevice for Packed {
             rest = more;
         }
         Ok(())
-    }
-
-    fn write_at(&self, _buf: &[u8], _offset: u64) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn write_zeroes_at(&self, _offset: u64, _len: u64, _mode: ZeroMode) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn discard_at(&self, _offset: u64, _len: u64) -> Result<()> {
-        Err(Error::read_only())
     }
 
     fn flush(&self) -> Result<()> {

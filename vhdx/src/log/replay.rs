@@ -179,10 +179,6 @@ impl Storage for View {
         Ok(self.replay.len)
     }
 
-    fn set_len(&self, _: u64) -> Result<()> {
-        Err(Error::read_only())
-    }
-
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.storage.read_at(buf, offset)?;
         let end = offset.saturating_add(buf.len() as u64);
@@ -199,22 +195,6 @@ impl Storage for View {
             }
         }
         Ok(())
-    }
-
-    fn write_at(&self, _: &[u8], _: u64) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn zero_range(&self, _: u64, _: u64, _: ZeroMode) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn discard_range(&self, _: u64, _: u64) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn allocate_range(&self, _: u64, _: u64) -> Result<()> {
-        Err(Error::read_only())
     }
 
     fn sync(&self) -> Result<()> {

@@ -14,7 +14,7 @@ use block::device::check_range;
 use block::image::{Image, ImageInfo, Value};
 use block::num::{len_of, low_u32, to_usize};
 use block::pieces::{Piece, pieces};
-use block::{BlockDevice, Error, ErrorKind, LayerExtent, Limits, Result, Stored, ZeroMode};
+use block::{BlockDevice, Error, ErrorKind, LayerExtent, Limits, Result, Stored};
 use parking_lot::Mutex;
 
 use super::codec;
@@ -342,18 +342,6 @@ impl BlockDevice for Sequential {
         check_range(offset, len_of(buf), self.size)?;
         pieces(offset, len_of(buf), self.grain())
             .try_for_each(|piece| self.read_piece(&piece, &mut buf[piece.range.clone()]))
-    }
-
-    fn write_at(&self, _buf: &[u8], _offset: u64) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn write_zeroes_at(&self, _offset: u64, _len: u64, _mode: ZeroMode) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn discard_at(&self, _offset: u64, _len: u64) -> Result<()> {
-        Err(Error::read_only())
     }
 
     fn flush(&self) -> Result<()> {
