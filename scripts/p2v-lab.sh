@@ -82,9 +82,9 @@ grep -q overflowed /tmp/log || die "another reason"
 clean
 
 say "the same command goes on, with more room, and is killed"
-"$vimg" p2v --snapshot --rate 2M -o /tmp/out/two "$disk" > /tmp/log 2>&1 & copy=$!
+"$vimg" p2v --snapshot --rate 4M -o /tmp/out/two "$disk" > /tmp/log 2>&1 & copy=$!
 for _ in $(seq 300); do lvm lvs --noheadings -o lv_name | grep -q vimg_p2v_va-r && break; sleep 0.2; done
-for _ in $(seq 600); do grep -q '"done":{"' /tmp/out/two/.vimg-p2v-state.json && break; sleep 0.2; done
+for _ in $(seq 600); do [ "$(grep -o '":"[0-9a-f]\{64\}"' /tmp/out/two/.vimg-p2v-state.json | wc -l)" -ge 8 ] && break; sleep 0.2; done
 kill -9 $copy; wait $copy 2>/dev/null || :; clean
 
 say "refusals"
@@ -114,7 +114,7 @@ clean
 qemu-img check -q /tmp/out/two/"$disk".qcow2 || die "the image"
 
 say "everything frozen, the ESP with it"
-"$vimg" p2v --freeze -o /tmp/out/three "$disk" > /tmp/log 2>&1 || { cat /tmp/log >&2; die "--freeze"; }
+"$vimg" -v p2v --freeze -o /tmp/out/three "$disk" > /tmp/log 2>&1 || { cat /tmp/log >&2; die "--freeze"; }
 cat /tmp/log; clean_dm
 
 umount /boot/efi /boot /tmp/m/root /tmp/m/var; lvm vgchange -q -an my-vg >/dev/null
@@ -129,9 +129,10 @@ for copy in one two; do
     cmp /tmp/now /tmp/before || { cat /tmp/now /tmp/before; die "the copy's volumes"; }
     [ "$copy" = two ] || lvm vgs --noheadings -o vg_seqno,vg_free | cmp - /tmp/before.vg || die "the copy's metadata are not of before"
     lvm vgchange -q -ay my-vg >/dev/null
-    e2fsck -fn $root >/dev/null || die "ext4: $(e2fsck -fn $root)"
-    e2fsck -fn "${loop}p2" >/dev/null || die "/boot"
-    fsck.vfat -n "${loop}p1" >/dev/null || die "the ESP"
+    e2fsck -fn $root >/dev/null 2>&1 || die "ext4: $(e2fsck -fn $root)"
+    e2fsck -fn "${loop}p2" >/dev/null 2>&1 || die "/boot"
+    # It was mounted, and says so.
+    fsck.vfat -n "${loop}p1" > /tmp/fsck || grep -q 'Dirty bit' /tmp/fsck || die "the ESP: $(cat /tmp/fsck)"
     mount $root /tmp/m/root; mount $var /tmp/m/var; mount -o ro "${loop}p2" /boot; mount -o ro "${loop}p1" /boot/efi
     [ "$(md5sum < /tmp/m/root/still)$(md5sum < /tmp/m/var/still)" = "$sum$sum" ] || die "contents"
     [ "$(cat /boot/efi/EFI/x /boot/vmlinuz)" = "$(printf 'loader\nkernel')" ] || die "/boot"
