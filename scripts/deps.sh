@@ -25,7 +25,7 @@ case $purpose in
     bench) wanted="$build $disk $qemu python3:python3 mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount mmdebstrap:mmdebstrap mkfs.vfat:dosfstools mcopy:mtools lvm:lvm2 zstd:zstd" ;;
     bench-nbd) wanted="$build $qemu python3:python3 fio:fio nbdkit:nbdkit" ;;
     lint) wanted="$build" ;;
-    lab) wanted="$lab" ;;
+    lab) wanted="$build $lab $disk $qemu lvm:lvm2 mkfs.vfat:dosfstools mkfs.xfs:xfsprogs" ;;
     *) echo "usage: deps.sh demo|test|bench|bench-nbd|lint|lab" >&2; exit 1 ;;
 esac
 case $purpose in test | bench) wanted="$wanted $boot" ;; esac
