@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use block::num::to_usize;
 use block::{Error, Result};
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::message::{Addresses, Message, Region, Request, State};
@@ -44,6 +45,13 @@ impl Ring {
         let queue = Queue::new(max_size);
         Self { queue, addresses: None, base: 0, kick: None, call: None, enabled: false, placed: false }
     }
+}
+
+/// Has a descriptor of the front-end's give up rather than wait: this thread has the disk, and is to end when it is told to.
+/// Each time, since the front-end can take it back.
+fn at_once(file: &File) -> Result<()> {
+    fcntl(file, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok(())
 }
 
 pub(super) struct Session<'a> {
@@ -118,6 +126,7 @@ impl<'a> Session<'a> {
         let ring = &mut self.rings[index];
         if let Some(mut kick) = ring.kick.as_ref() {
             let mut count = [0; 8];
+            at_once(kick)?;
             match kick.read(&mut count) {
                 // Nobody is left who could kick.
                 Ok(0) => ring.kick = None,
@@ -135,8 +144,10 @@ impl<'a> Session<'a> {
         let (Some(ram), true) = (&self.ram, ring.placed) else { return Ok(()) };
         let call = ring.call.as_ref();
         let interrupt = || {
-            if let Some(mut call) = call {
-                // A front-end that is gone is noticed by its connection.
+            if let Some(mut call) = call
+                && at_once(call).is_ok()
+            {
+                // A front-end that is gone is noticed by its connection; one that takes nothing has enough to take.
                 let _ = call.write(&1_u64.to_le_bytes());
             }
         };

@@ -5,6 +5,7 @@ use std::io::{IoSlice, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use block::BlockDevice;
 use block::mem::MemStorage;
@@ -136,6 +137,38 @@ fn a_disk_is_read_through_shared_memory() {
     front.state(11, 0, 0);
     assert_eq!(front.answer(), [0_u32, 1].map(u32::to_le_bytes).concat());
     front.end().unwrap();
+}
+
+/// A front-end that reads none of its interrupts does not hold the thread, which has the disk.
+#[test]
+fn a_full_pipe_holds_nobody_up() {
+    let front = Front::new();
+    let (kick, call) = (EventFd::new(0).unwrap(), EventFd::new(0).unwrap());
+    front.start(&kick, &call);
+    let (reader, writer) = std::io::pipe().unwrap();
+    front.number(13, 0, &[writer.as_raw_fd()]);
+    front.number(1, 0, &[]);
+    front.answer();
+    let flags = |flags| nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(flags)).unwrap();
+    flags(nix::fcntl::OFlag::O_NONBLOCK);
+    while (&writer).write(&[0; 4096]).is_ok() {}
+    while (&writer).write(&[0]).is_ok() {}
+    // It can block again after it was given.
+    flags(nix::fcntl::OFlag::empty());
+    let file = front.memory.try_clone().unwrap();
+    let ram = GuestRam::shared(vec![SharedRegion { address: 0, len: MEMORY, file, offset: 0 }]).unwrap();
+    let mut driver = Driver::new(ram, SIZE);
+    driver.put(BUFFERS, &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    driver.chain(&[(BUFFERS, 16, false), (BUFFERS + 0x1000, 512, true), (BUFFERS + 0x2000, 1, true)]);
+    kick.write(1).unwrap();
+    drop(front.stream);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !front.server.is_finished() {
+        assert!(Instant::now() < deadline, "the thread waits for the reader");
+        std::thread::yield_now();
+    }
+    front.server.join().unwrap().unwrap();
+    drop((reader, writer));
 }
 
 #[test]
