@@ -134,15 +134,24 @@ impl Server {
         let number = self.mounts.len();
         let point = machine.base.join(number.to_string());
         let mut request = request.clone();
-        if machine.on_host && request.kind == "xfs" {
-            // It may be a copy of one that is mounted here.
-            let comma = if request.options.is_empty() { "" } else { "," };
-            request.options.push_str(comma);
-            request.options.push_str("nouuid");
+        if machine.on_host {
+            request.options = on_host(&request.kind, request.options);
         }
         self.mounts.push(Some(Mounted::mount(&device(&name), point, &request)?));
         Ok(Number(number as u64).encode())
     }
+}
+
+/// The options with what else this host needs for a file system that is not its own.
+fn on_host(kind: &str, options: String) -> String {
+    let more = match kind {
+        // It may be a copy of one that is mounted here.
+        "xfs" => "nouuid",
+        // What a superblock says is to be done about damage may be a panic, which would be the host's. The last one counts.
+        "ext2" | "ext3" | "ext4" => "errors=remount-ro",
+        _ => return options,
+    };
+    if options.is_empty() { more.to_owned() } else { format!("{options},{more}") }
 }
 
 fn none() -> Error {
@@ -171,4 +180,20 @@ fn hello(machine: &Machine) -> Answer {
     let file_systems = known.lines().filter_map(|line| line.split('\t').nth(1)).map(str::to_owned).collect();
     let notes = machine.notes.clone();
     Ok(Hello { version: VERSION, release, disks, file_systems, notes }.encode())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::on_host;
+
+    #[test]
+    fn damage_of_a_guest_is_no_panic_of_its_host() {
+        let options = |kind: &str, own: &str| on_host(kind, own.to_owned());
+        for kind in ["ext2", "ext3", "ext4"] {
+            assert_eq!(options(kind, ""), "errors=remount-ro");
+            assert_eq!(options(kind, "errors=panic"), "errors=panic,errors=remount-ro");
+        }
+        assert_eq!(options("xfs", "norecovery"), "norecovery,nouuid");
+        assert_eq!(options("btrfs", "subvol=@"), "subvol=@");
+    }
 }
