@@ -1,10 +1,11 @@
 //! What a User-Mode Linux may do on its host: work in its folder, read what a program needs to start, and make the
 //! system calls that such a kernel and its processes make. Nothing of the user's can be read or written, no network,
-//! no other process traced; and no file be made shorter, which would end us (its memory is mapped here, too).
+//! no other process traced; and no file be made shorter, which would end us (its memory is mapped here, too): neither
+//! by `truncate` and `ftruncate`, nor as it is opened (`O_TRUNC`), nor by `fallocate`.
 //!
 //! The walls are the thread's that starts the program, and the program inherits them. What is left: it can connect to
-//! sockets of the file system that the user may connect to, which Landlock does not yet keep it from, and see which
-//! processes there are.
+//! sockets of the file system that the user may connect to, which Landlock does not yet keep it from, see which
+//! processes there are, fill the file system that its memory lies in, and ask of that one by `ioctl` what a user may.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -54,7 +55,7 @@ fn take_files(program: &Path, folder: &Path) -> std::result::Result<bool, landlo
     let program_files = AccessFs::ReadFile | AccessFs::Execute;
     let libraries = program_files | AccessFs::ReadDir;
     let device = AccessFs::ReadFile | AccessFs::WriteFile;
-    let own = AccessFs::from_all(FILES) & !AccessFs::Execute;
+    let own = AccessFs::from_all(FILES) & !(AccessFs::Execute | AccessFs::Truncate);
     let mut rules: Vec<(&Path, BitFlags<AccessFs>)> = vec![(program, program_files), (folder, own)];
     let libraries = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"].map(|path| (Path::new(path), libraries));
     rules.extend(libraries);
@@ -84,11 +85,25 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>> {
     };
     rules.insert(libc::SYS_socket, vec![local(libc::AF_UNIX)?]);
     rules.insert(libc::SYS_socketpair, vec![local(libc::AF_UNIX)?]);
+    // Nothing of these makes a file shorter.
+    rules.insert(libc::SYS_openat, vec![without(2, libc::O_TRUNC)?]);
+    #[cfg(target_arch = "x86_64")]
+    rules.insert(libc::SYS_open, vec![without(1, libc::O_TRUNC)?]);
+    rules.insert(libc::SYS_fallocate, vec![without(1, libc::FALLOC_FL_COLLAPSE_RANGE)?]);
     Ok(rules)
 }
 
-/// Files, memory, time, processes, signals, local sockets. Not here, among others: `truncate` and `ftruncate`, mounts,
-/// namespaces, other processes' memory and descriptors, keys, BPF, io_uring, and all that takes rights of root.
+/// Calls whose argument does not have this flag.
+fn without(argument: u8, flag: i32) -> Result<SeccompRule> {
+    let mask = SeccompCmpOp::MaskedEq(u64::from(flag.unsigned_abs()));
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, mask, 0)
+        .and_then(|condition| SeccompRule::new(vec![condition]))
+        .map_err(broken)
+}
+
+/// Files, memory, time, processes, signals, local sockets. Not here, among others: `truncate` and `ftruncate`, `creat` and
+/// `openat2` (whose flags no filter sees), mounts, namespaces, other processes' memory and descriptors, keys, BPF, io_uring,
+/// and all that takes rights of root.
 const CALLS: &[i64] = &[
     libc::SYS_read,
     libc::SYS_write,

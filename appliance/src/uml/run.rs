@@ -80,6 +80,7 @@ impl Machine {
 
     /// A thread that waits for the kernel's connection to a disk, and serves it.
     fn serve(&self, listener: &UnixListener, disk: &Arc<Blk>, stopping: &Arc<AtomicBool>) -> Result<Server> {
+        let ending = listener.try_clone()?;
         let sender = self.parts.sender.clone();
         let device = FirstUse::new(Arc::clone(disk), sender.clone());
         let connection = Arc::new(Mutex::new(None));
@@ -94,7 +95,22 @@ impl Machine {
                 drop(sender.send(Event::Failed(error)));
             }
         })?;
-        Ok(Server { listener: listener.try_clone()?, connection, thread })
+        Ok(Server { listener: ending, connection, thread })
+    }
+
+    /// Starts everything. What has started is in `servers` and `threads`, even if something else could not.
+    fn begin(
+        &mut self,
+        stopping: &Arc<AtomicBool>,
+        servers: &mut Vec<Server>,
+        threads: &mut Vec<JoinHandle<()>>,
+    ) -> Result<()> {
+        threads.push(self.remote.listen(Arc::clone(&self.parts.observer))?);
+        for (listener, disk) in self.parts.listeners.iter().zip(&self.parts.disks) {
+            servers.push(self.serve(listener, disk, stopping)?);
+        }
+        threads.push(self.launch()?);
+        Ok(())
     }
 
     /// Starts the program in a thread that is confined, for it to be, too, and waits for its end there.
@@ -157,18 +173,19 @@ impl Runnable for Machine {
     fn run(mut self: Box<Self>) -> Result<Outcome> {
         let called = Instant::now();
         let stopping = Arc::new(AtomicBool::new(false));
-        let console = self.remote.listen(Arc::clone(&self.parts.observer))?;
-        let pairs = self.parts.listeners.iter().zip(&self.parts.disks);
-        let servers = pairs.map(|(listener, disk)| self.serve(listener, disk, &stopping));
-        let servers = servers.collect::<Result<Vec<_>>>()?;
-        let launched = self.launch()?;
-        let startup = called.elapsed();
-        self.parts.observer.started(Instant::now());
-        let (failed, ended) = self.watch();
+        let (mut servers, mut threads) = (vec![], vec![]);
+        let begun = self.begin(&stopping, &mut servers, &mut threads);
+        let watched = begun.map(|()| {
+            let startup = called.elapsed();
+            self.parts.observer.started(Instant::now());
+            (startup, self.watch())
+        });
+        // What has begun ends, whether all of it had or not.
         self.remote.hang_up();
         stopping.store(true, Ordering::Release);
-        let threads: Vec<_> = servers.into_iter().map(Server::end).chain([console, launched]).collect();
+        threads.extend(servers.into_iter().map(Server::end));
         program::leave(threads);
+        let (startup, (failed, ended)) = watched?;
         let disks = self.parts.disks.iter().map(|disk| disk.activity()).collect();
         let ending = ended?.ending(failed, self.remote.is_stopped());
         Ok(Outcome { ending, cpus: vec![], disks, startup, screen: vec![], vars: None })
@@ -193,4 +210,48 @@ fn accept(listener: &UnixListener, place: &Mutex<Option<UnixStream>>) -> Result<
     let Ok((stream, _)) = listener.accept() else { return Ok(None) };
     *place.lock() = Some(stream.try_clone()?);
     Ok(Some(stream))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use block::mem::MemStorage;
+    use block::raw::{Raw, RawOptions};
+    use bootcheck::engine::Disk;
+
+    use super::*;
+
+    struct Nobody;
+    impl Observer for Nobody {
+        fn console(&self, _: &[u8], _: Instant) {}
+    }
+
+    /// A disk that a thread still waits to serve is not let go.
+    #[test]
+    fn a_machine_that_cannot_be_started_lets_its_disks_go() {
+        let folder = Folder::new(&std::env::temp_dir(), "uml-run").unwrap();
+        let listener = UnixListener::bind(folder.file("disk0")).unwrap();
+        let device = Raw::open(Arc::new(MemStorage::new()), RawOptions::default()).unwrap();
+        let disk = Disk { device: Arc::new(device), read_only: false, serial: String::new() };
+        let disk = Arc::new(Blk::new(disk, 1));
+        let (sender, events) = std::sync::mpsc::channel();
+        let parts = Parts {
+            program: "/bin/true".into(),
+            args: vec![],
+            folder,
+            listeners: vec![listener],
+            disks: vec![Arc::clone(&disk)],
+            observer: Arc::new(Nobody),
+            sender,
+            events,
+        };
+        let machine = Machine { line: None, ..Machine::new(parts).unwrap() };
+        assert_eq!(Box::new(machine).run().unwrap_err().kind(), block::ErrorKind::Usage);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while Arc::strong_count(&disk) > 1 {
+            assert!(Instant::now() < deadline, "a thread still has it");
+            std::thread::yield_now();
+        }
+    }
 }

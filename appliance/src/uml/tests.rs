@@ -83,6 +83,9 @@ fn nothing_is_left_when_the_owner_goes() {
 
 #[test]
 fn what_is_confined_reaches_neither_the_network_nor_the_users_files() {
+    use nix::fcntl::{FallocateFlags, fallocate};
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use std::os::fd::AsRawFd as _;
     let folder = Folder::new(&std::env::temp_dir(), "uml-confine").unwrap();
     let outside = Folder::new(&std::env::temp_dir(), "uml-outside").unwrap();
     let path = folder.path().to_owned();
@@ -91,8 +94,19 @@ fn what_is_confined_reaches_neither_the_network_nor_the_users_files() {
     let confined = std::thread::spawn(move || {
         let has_landlock = confine::enter(Path::new("/bin/true"), &path).unwrap();
         let errno = |error: std::io::Error| error.raw_os_error().unwrap();
-        let file = std::fs::File::create(path.join("own")).unwrap();
+        let own = path.join("own");
+        let mut file = std::fs::File::create_new(&own).unwrap();
+        std::io::Write::write_all(&mut file, &[1; 4096]).unwrap();
         assert_eq!(errno(file.set_len(0).unwrap_err()), nix::libc::EPERM);
+        assert_eq!(errno(std::fs::File::create(&own).unwrap_err()), nix::libc::EPERM);
+        // Whatever file system that is on: it is the call that is not let through.
+        let collapse = FallocateFlags::FALLOC_FL_COLLAPSE_RANGE;
+        assert_eq!(fallocate(&file, collapse, 0, 4096), Err(nix::errno::Errno::EPERM));
+        // Files in memory are in no folder, so that Landlock has no say in them.
+        let memory = memfd_create(c"memory", MFdFlags::empty()).unwrap();
+        let memory = format!("/proc/self/fd/{}", memory.as_raw_fd());
+        assert_eq!(errno(std::fs::File::create(memory).unwrap_err()), nix::libc::EPERM);
+        assert_eq!(file.metadata().unwrap().len(), 4096);
         assert_eq!(errno(std::net::TcpListener::bind("127.0.0.1:0").unwrap_err()), nix::libc::EPERM);
         if has_landlock {
             assert_eq!(errno(std::fs::read(&secret).unwrap_err()), nix::libc::EACCES);
