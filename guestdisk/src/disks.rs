@@ -1,6 +1,7 @@
 //! All disks of a guest, and the volumes on them.
 
 mod encrypted;
+mod whole;
 
 use std::fmt;
 use std::ops::Range;
@@ -14,6 +15,7 @@ use crate::keys::Keys;
 use crate::lvm;
 use crate::md;
 use crate::partition::{self, Partition, Role, Table};
+use whole::Look;
 
 /// The most volumes that are looked at.
 const MOST_VOLUMES: usize = 1024;
@@ -40,6 +42,8 @@ pub struct Disk {
     pub device: Arc<dyn BlockDevice>,
     /// Its partition table, if it has one.
     pub table: Option<Table>,
+    /// It has partitions, and the superblock of an array of whole disks: whichever counts, nothing on it is taken for free.
+    pub doubtful: bool,
 }
 
 /// Where a volume lies.
@@ -188,28 +192,17 @@ impl Disks {
             books: vec![],
             problems: vec![],
         };
-        for device in devices {
-            disks.add(device)?;
+        for look in disks.look(devices)? {
+            disks.add(look)?;
         }
         disks.add_arrays()?;
         disks.add_encrypted_and_logical(keys)?;
         Ok(disks)
     }
 
-    fn add(&mut self, device: Arc<dyn BlockDevice>) -> Result<()> {
+    fn add(&mut self, look: Look) -> Result<()> {
+        let Look { device, table, is_whole, doubtful } = look;
         let disk = self.disks.len();
-        let table = match partition::read(&*device) {
-            Ok(table) => table,
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
-                self.problems.push(format!("disk {}: {error}", disk + 1));
-                None
-            }
-            Err(error) => return Err(error),
-        };
-        // A boot sector without entries: what lies on the disk lies there as a whole. So does a member of an array that has its
-        // superblock at the end of the disk: the partitions are the array's.
-        let partitions = table.as_ref().map_or(&[][..], |table| &table.partitions);
-        let is_whole = partitions.is_empty() || md::probe(&*device)?.claims(partitions);
         if is_whole {
             self.push(Location::Whole { disk }, Arc::clone(&device), None)?;
         }
@@ -224,7 +217,7 @@ impl Disks {
             }
             _ => {}
         }
-        self.disks.push(Disk { device, table });
+        self.disks.push(Disk { device, table, doubtful });
         Ok(())
     }
 

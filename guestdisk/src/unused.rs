@@ -8,6 +8,8 @@
 //!   space between partitions         but not in front of the first, where boot loaders are, nor at the end
 //! ```
 //!
+//! Of a disk that has partitions and is a member of an array as a whole as well, nothing is left out: one of the two is old.
+//!
 //! Everything is decided by what is known to be unused, never by what is not known to be used.
 
 use std::ops::Range;
@@ -58,10 +60,15 @@ pub fn find(disks: &Disks, at_rest: &dyn Fn(&Volume) -> bool) -> Result<Vec<Unus
         finder.volume(volume)?;
     }
     finder.extents(at_rest);
-    let done = finder
-        .found
-        .into_iter()
-        .map(|(ranges, notes)| Unused { ranges: ranges.sorted().into_iter().collect(), notes });
+    let done = disks.disks().iter().zip(finder.found).map(|(disk, (ranges, mut notes))| {
+        if disk.doubtful {
+            notes.push(
+                "there are partitions and the superblock of a software RAID: everything is copied".into(),
+            );
+            return Unused { ranges: vec![], notes };
+        }
+        Unused { ranges: ranges.sorted().into_iter().collect(), notes }
+    });
     Ok(done.collect())
 }
 

@@ -11,6 +11,7 @@
 //! written where all copies and sums stay right: not while parity is being rebuilt or not known to be right. What is in
 //! the middle of a reshape, has a journal, or is described by features that are not known here, is refused by name.
 
+mod claim;
 mod device;
 mod layout;
 mod mark;
@@ -64,6 +65,8 @@ pub struct Array {
     pub dirty: bool,
     /// Why it can be read and not written.
     pub locked: Option<String>,
+    /// What its superblock calls a member in sync is not here.
+    lost: bool,
     device: Result<Arc<ArrayDevice>>,
 }
 
@@ -162,6 +165,13 @@ impl Array {
             (Arc::clone(&member.device), member.data_offset + range.start..member.data_offset + range.end)
         };
         if plain { in_use().map(place).collect() } else { vec![] }
+    }
+
+    /// Whether the superblock knows the member with this number as a good one, and nobody is it.
+    fn is_lost(&self, main: &Superblock, slot: u32) -> bool {
+        let is_here = |member: &Member| member.slot == Some(slot) && member.state == MemberState::Rebuilding;
+        (0..MOST_DISKS).any(|number| main.role(number) == Role::Active(slot))
+            && !self.members.iter().any(is_here)
     }
 
     /// What people should know of it, in sentences.
@@ -279,9 +289,11 @@ fn assemble(group: &[Candidate]) -> Option<Array> {
         missing: vec![],
         dirty: main.level > 0 && !main.clean,
         locked: None,
+        lost: false,
         device: Err(corrupt("it has not been put together")),
     };
     array.device = refuse(main).and_then(|()| put_together(group, main, &mut array)).map(Arc::new);
+    array.lost = array.missing.iter().any(|slot| array.is_lost(main, *slot));
     if let Ok(device) = &array.device {
         (array.size, array.locked) = (device.size, device.locked.clone());
     }
@@ -389,6 +401,12 @@ fn put_together(group: &[Candidate], main: &Superblock, array: &mut Array) -> Re
         let (missing, all) = (array.missing.len(), main.disks);
         return Err(Error::new(ErrorKind::NotFound, format!("{missing} of its {all} members are missing"))
             .hint("Give all disks of the guest together."));
+    }
+    if matches!(layout, Layout::Parity(_)) && !main.clean && !array.missing.is_empty() {
+        return Err(Error::unsupported(
+            "it was not shut down cleanly and lacks a member: where it was being written, what its parity gives may be wrong",
+        )
+        .hint("Give all disks of the guest together, or let the guest start the array (`mdadm --assemble --force`) and rebuild it."));
     }
     let locked = locked(main, &layout, &slots);
     let degraded = main.level > 0 && slots.iter().any(Vec::is_empty);

@@ -163,7 +163,9 @@ pub(super) struct Superblock {
 /// What lies where a superblock may lie.
 #[derive(Debug)]
 pub(crate) struct Probed {
-    found: Option<Superblock>,
+    pub(super) found: Option<Superblock>,
+    /// Where superblocks lie, and whether each says that this is its place.
+    pub(super) seen: Vec<(u64, bool)>,
     /// Why the one that seems to be there cannot be used.
     damage: Option<String>,
     /// One that begins the device is damaged: nothing else lies there either.
@@ -175,7 +177,7 @@ pub(crate) struct Probed {
 /// # Errors
 /// The device failed.
 pub(crate) fn probe(device: &dyn BlockDevice) -> Result<Probed> {
-    let mut probed = Probed { found: None, damage: None, at_start: false };
+    let mut probed = Probed { found: None, seen: vec![], damage: None, at_start: false };
     for version in Version::ALL {
         let Some(place) = version.place(device.size()) else { continue };
         let raw = bytes::read_some(device, place, SUPERBLOCK)?;
@@ -187,6 +189,7 @@ pub(crate) fn probe(device: &dyn BlockDevice) -> Result<Probed> {
             (Version::V1_0 | Version::V1_1 | Version::V1_2, 1) => Superblock::parse(&raw, version, place),
             _ => continue,
         };
+        probed.seen.push((place, parsed.is_ok() && version != Version::V0_90));
         match parsed {
             Ok(mut found) => {
                 found.read_bad_blocks(device, &raw)?;
@@ -219,18 +222,6 @@ impl Probed {
             Some(found) => Some((found.disk_uuid.to_string(), found.name.clone())),
             None => self.at_start.then(Default::default),
         }
-    }
-
-    /// Whether what looks like a disk with partitions is a member as a whole: the superblock lies at its end and behind all
-    /// of the partitions, which are those of the array.
-    pub(crate) fn claims(&self, partitions: &[crate::partition::Partition]) -> bool {
-        let Some(found) = &self.found else { return false };
-        let end = found.data_offset.saturating_add(found.data_len);
-        let behind = partitions.iter().all(|partition| {
-            let last = partition.offset.saturating_add(partition.len);
-            last <= found.place && (found.level != 1 || last <= end)
-        });
-        found.data_offset == 0 && behind
     }
 }
 

@@ -254,3 +254,4 @@ fn the_bitmap_forgets_the_missing_member() {
 }
 
 mod states;
+mod whole;

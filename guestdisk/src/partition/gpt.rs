@@ -75,7 +75,7 @@ fn copy(device: &dyn BlockDevice, lba: u64, sector_bytes: u64) -> Result<Table, 
         found: true,
         alternate_lba: Some(header.alternate_lba).filter(|alternate| *alternate != lba),
     })?;
-    Ok(header.table(&entries, device.size()))
+    Ok(header.table(lba, &entries, device.size()))
 }
 
 impl Header {
@@ -141,11 +141,13 @@ impl Header {
         Ok(entries)
     }
 
-    fn table(&self, entries: &[u8], disk: u64) -> Table {
+    fn table(&self, lba: u64, entries: &[u8], disk: u64) -> Table {
+        let last = lba.max(self.alternate_lba);
         let mut table = Table {
             scheme: Scheme::Gpt,
             sector_bytes: block::num::low_u32(self.sector_bytes),
             uuid: self.disk.to_string(),
+            extent: last.saturating_add(1).saturating_mul(self.sector_bytes),
             partitions: vec![],
             problems: vec![],
         };

@@ -91,7 +91,14 @@ fn begins_as_file_system(sector: &[u8]) -> bool {
 /// Reads the table that begins with `mbr`.
 pub(super) fn read(device: &dyn BlockDevice, mbr: &Mbr) -> Result<Table> {
     let uuid = if mbr.signature == 0 { String::new() } else { format!("{:08x}", mbr.signature) };
-    let table = Table { scheme: Scheme::Mbr, sector_bytes: 512, uuid, partitions: vec![], problems: vec![] };
+    let table = Table {
+        scheme: Scheme::Mbr,
+        sector_bytes: 512,
+        uuid,
+        extent: 0,
+        partitions: vec![],
+        problems: vec![],
+    };
     let mut reader = Reader { device, table };
     for (number, entry) in (1..).zip(&mbr.entries).filter(|(_, entry)| entry.is_used()) {
         let role = if entry.is_extended() { Role::Extended } else { Role::Primary };
@@ -113,6 +120,7 @@ impl Reader<'_> {
     /// Adds a partition that begins at `start` of the disk, in sectors.
     fn add(&mut self, number: u32, entry: &Entry, start: u64, role: Role) {
         let (offset, len) = (start * SECTOR, entry.len_sectors * SECTOR);
+        self.table.extent = self.table.extent.max(offset + len);
         let Some(len) = clip(number, offset, len, self.device.size(), &mut self.table.problems) else {
             return;
         };

@@ -113,6 +113,9 @@ pub struct Table {
     pub sector_bytes: u32,
     /// The disk's own identifier (`blkid` calls it PTUUID): a GUID, or the eight digits of the MBR's signature.
     pub uuid: String,
+    /// Bytes of the disk that it was made for, at least: up to the later header of a GPT, or the last end in an MBR. May be more than the
+    /// disk has.
+    pub extent: u64,
     /// The partitions in the order of their numbers.
     pub partitions: Vec<Partition>,
     /// What is wrong with the table, in sentences for people.

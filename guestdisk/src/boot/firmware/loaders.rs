@@ -4,7 +4,7 @@ use super::{EfiPartition, FALLBACK};
 use crate::detect::Kind;
 use crate::disks::{Disks, Location, Volume};
 use crate::fs::{FileKind, FileSystem};
-use crate::md::Member;
+use crate::md::{Member, MemberState};
 
 /// The most loaders that are told, and the most folders that are looked into.
 const MOST_LOADERS: usize = 16;
@@ -18,9 +18,11 @@ pub(super) fn partitions(disks: &Disks) -> Vec<EfiPartition> {
 }
 
 /// What a firmware sees on a partition: it knows nothing of arrays, and reads a member of RAID 1 whose superblock is at its end as
-/// if it were the array.
+/// if it were the array, as long as it holds the same.
 fn seen<'a>(disks: &'a Disks, volume: &'a Volume) -> &'a Volume {
-    let is_it = |member: &Member| member.location == volume.location && member.data_offset == 0;
+    let is_it = |member: &Member| {
+        member.location == volume.location && member.data_offset == 0 && member.state == MemberState::InSync
+    };
     let array = disks.arrays().iter().find(|array| array.level == "raid1" && array.members.iter().any(is_it));
     let location = array.map(|array| Location::Array { name: array.name.clone(), partition: None });
     let whole = location.and_then(|location| disks.volumes().iter().find(|other| other.location == location));

@@ -145,6 +145,21 @@ fn what_is_not_understood_is_refused() {
     // Not cleanly shut down.
     let disks = Disks::open(disk(edited("raid5-left-symmetric", &[], |raw| set64(raw, 208, 0)))).unwrap();
     assert!(only(&disks).dirty && only(&disks).device().unwrap().read_only());
+    // Nor complete: the sum of a row that was being written is wrong, and so is what it gives for the missing member.
+    for name in ["raid4-1.2", "raid5-left-symmetric", "raid6-left-symmetric"] {
+        let bytes = edited(name, &[], |raw| set64(raw, 208, 0));
+        let disks = Disks::open(disk(without(&bytes, &[1]))).unwrap();
+        let error = only(&disks).device().err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{name}");
+        assert!(
+            disks.problems()[0].contains("not shut down cleanly and lacks a member"),
+            "{name}: {:?}",
+            disks.problems()
+        );
+    }
+    // Copies are copies.
+    let bytes = edited("raid1-1.2", &[], |raw| set64(raw, 208, 0));
+    only(&Disks::open(disk(without(&bytes, &[1]))).unwrap()).device().unwrap();
     // Two zones, and nothing that says which of two layouts they have.
     let clear = |raw: &mut [u8]| set32(raw, 8, 0);
     let disks = Disks::open(disk(edited("raid0-zones", &[], clear))).unwrap();
@@ -277,13 +292,24 @@ fn an_efi_system_partition_on_an_array() {
     set32(&mut bytes, 512 + 16, 0);
     let sum = crate::crc::crc32(&bytes[512..512 + 92]);
     set32(&mut bytes, 512 + 16, sum);
-    let disks = Disks::open(disk(bytes)).unwrap();
+    let newer = partitions(&bytes)[0].end - 8192;
+    let disks = Disks::open(disk(bytes.clone())).unwrap();
     let facts = crate::boot::firmware::facts(&disks).unwrap();
     let array = disks.volumes().iter().position(|volume| volume.location.disk().is_none());
     let seen: Vec<_> = facts.efi.iter().map(|found| (found.location.to_string(), found.volume)).collect();
     let expected =
         ["disk 1 partition 1", "disk 1 partition 2"].map(|place| (place.to_owned(), array.unwrap()));
     assert_eq!(seen, expected);
+    // What an old member holds is not what the array holds.
+    let raw = &mut bytes[newer..newer + 4096];
+    set64(raw, 200, crate::bytes::le64(raw, 200) + 2);
+    let sum = superblock::checksum(&raw[..superblock::summed(raw)], superblock::SUM_AT);
+    set32(raw, superblock::SUM_AT, sum);
+    let disks = Disks::open(disk(bytes)).unwrap();
+    assert_eq!(only(&disks).members[1].state, MemberState::Stale);
+    let facts = crate::boot::firmware::facts(&disks).unwrap();
+    let seen: Vec<_> = facts.efi.iter().map(|found| found.volume).collect();
+    assert_eq!(seen, [array.unwrap(), 1]);
 }
 
 /// An array of arrays.
