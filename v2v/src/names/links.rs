@@ -107,12 +107,20 @@ fn is_in(link: &str, identity: &str) -> bool {
     let link = link.to_ascii_lowercase();
     let virtio =
         || link.strip_prefix("virtio-").is_some_and(|own| own.len() == 20 && identity.starts_with(own));
+    // A number that goes on, on either side, is another one.
     let whole = |at: usize| {
-        // A number that goes on is another one.
-        let next = link[at + identity.len()..].chars().next();
-        next.is_none_or(|next| !next.is_ascii_alphanumeric())
+        let (before, after) = (&link[..at], &link[at + identity.len()..]);
+        is_boundary(before) && !after.starts_with(|c: char| c.is_ascii_alphanumeric())
     };
     identity.len() >= SHORTEST && (link.match_indices(&identity).any(|(at, _)| whole(at)) || virtio())
+}
+
+/// Whether an identity may begin after this part of a link. `0x` is before a WWN; in the links of SCSI it is a digit: how the
+/// identity is made (1 by the vendor, 2 an EUI-64, 3 a WWN, 8 a name; `scsi_id`).
+fn is_boundary(before: &str) -> bool {
+    let before = before.strip_suffix("0x").unwrap_or(before);
+    before.strip_prefix("scsi-").is_some_and(|kind| matches!(kind, "1" | "2" | "3" | "8"))
+        || !before.ends_with(|c: char| c.is_ascii_alphanumeric())
 }
 
 /// The last part of a link in `by-path`: where on its controller a disk is.
@@ -217,6 +225,12 @@ mod tests {
         ] {
             assert_eq!(find(&disks, link), found, "{link}");
         }
+        // A serial number within the WWN of another disk.
+        let short = [disk(Bus::Scsi, (0, 0), "1234"), disk(Bus::Scsi, (0, 1), "")];
+        assert_eq!(find(&short, "wwn-0x50014ee0001234-part1"), None);
+        assert_eq!(find(&short, "scsi-350014ee0001234"), None);
+        assert_eq!(find(&short, "scsi-0QEMU_QEMU_HARDDISK_1234-part1"), Some((0, Some(1))));
+        assert_eq!(find(&short, "wwn-0x1234"), Some((0, None)));
         // Of several that fit none is meant.
         let twice = [disk(Bus::Scsi, (0, 0), "6000c29a"), disk(Bus::Scsi, (0, 1), "6000c29a")];
         assert_eq!(find(&twice, "wwn-0x6000c29a"), None);
