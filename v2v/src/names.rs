@@ -166,19 +166,18 @@ fn unescape(name: &str) -> String {
     if !name.starts_with("/dev/disk/by-") || !name.contains("\\x") {
         return name.to_owned();
     }
-    let mut parts = name.split("\\x");
-    let mut out = parts.next().unwrap_or_default().as_bytes().to_vec();
-    for part in parts {
-        match part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                out.extend(&part.as_bytes()[2..]);
-            }
-            None => {
-                out.extend(b"\\x");
-                out.extend(part.as_bytes());
-            }
-        }
+    without_escapes(name, |byte| byte)
+}
+
+/// A text in which `\\x` and two hexadecimal digits are a byte; what else there is goes through `plain`.
+pub(crate) fn without_escapes(text: &str, plain: impl Fn(u8) -> u8) -> String {
+    let (mut out, mut rest) = (vec![], text.as_bytes());
+    while let [first, after @ ..] = rest {
+        let digits = rest.strip_prefix(b"\\x").and_then(|digits| digits.get(..2));
+        let digits = digits.filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+        let byte = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        out.push(byte.unwrap_or_else(|| plain(*first)));
+        rest = if byte.is_some() { &rest[4..] } else { after };
     }
     String::from_utf8_lossy(&out).into_owned()
 }

@@ -6,6 +6,7 @@ use super::draft::{Draft, Why};
 use super::names::{Names, Reader, Verdict};
 use super::tables::devices;
 use super::text::{each_line, map_devices};
+use crate::names::without_escapes;
 
 const UNITS: &str = "/etc/systemd/system";
 
@@ -102,14 +103,7 @@ pub(super) fn timeout(unit: &str, text: &str, names: &Names) -> String {
 
 /// The path, without its first slash, that a unit is called after (systemd.unit(5): `-` is a slash, `\x2d` a byte).
 fn unescaped(name: &str) -> String {
-    let (mut out, mut rest) = (vec![], name.as_bytes());
-    while let [first, after @ ..] = rest {
-        let digits = rest.strip_prefix(b"\\x").and_then(|digits| digits.get(..2));
-        let byte = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
-        out.push(byte.unwrap_or(if *first == b'-' { b'/' } else { *first }));
-        rest = if byte.is_some() { &rest[4..] } else { after };
-    }
-    String::from_utf8_lossy(&out).into_owned()
+    without_escapes(name, |byte| if byte == b'-' { b'/' } else { byte })
 }
 
 /// What in a rule of udev means disks of the source: their names, and the identities that SCSI disks have.
