@@ -6,7 +6,7 @@ use super::draft::{Draft, Why};
 use super::lvm;
 use super::names::{Names, Reader, Verdict};
 use super::text::{each_line, map_devices};
-use crate::inspect::{Mount, System};
+use crate::inspect::{Init, System, fstab as lines, is_waited_for, stops};
 use crate::plan::Stop;
 
 /// File systems that only the tools of another hypervisor can mount.
@@ -62,11 +62,18 @@ pub(crate) fn convert(draft: &mut Draft<'_>, names: &Names, system: &System) {
 
 /// A line of fstab without a name on KVM. Inspection has told of what is on none of the disks.
 fn ambiguous(draft: &mut Draft<'_>, system: &System, spec: &str, path: &str) {
-    let of_line = |mount: &&Mount| mount.spec == spec && mount.path == Path::new(path);
-    if system.mounts.iter().find(of_line).is_some_and(|mount| mount.volume.is_none()) {
-        if !system.obstacles.iter().any(|found| found.fatal && found.message.contains(&format!("'{spec}'"))) {
+    let (of_line, at) = (lines::unescape(spec), lines::unescape(path));
+    let mount = system.mounts.iter().find(|mount| mount.spec == of_line && mount.path == Path::new(&at));
+    if mount.is_some_and(|mount| mount.volume.is_none()) {
+        if !system
+            .obstacles
+            .iter()
+            .any(|found| found.fatal && found.message.contains(&format!("'{of_line}'")))
+        {
+            let waits = mount.is_some_and(is_waited_for) && system.init == Init::Systemd;
+            let why = if waits { "systemd waits for it" } else { "it cannot be mounted" };
             draft.ask(format!(
-                "/etc/fstab: {spec} is on none of the given disks: give that disk too, or add nofail to its line or remove it, since systemd waits for it."
+                "/etc/fstab: {spec} is on none of the given disks: give that disk too, or add nofail to its line or remove it, since {why}."
             ));
         }
         return;
@@ -75,10 +82,11 @@ fn ambiguous(draft: &mut Draft<'_>, system: &System, spec: &str, path: &str) {
         message: format!("/etc/fstab: which disk is meant by {spec} for {path} cannot be told"),
         hint: "give the machine's description rather than its disks alone, or have the line say UUID= in the guest".to_owned(),
     };
-    match path {
-        "none" | "swap" => draft.ask(stop.sentence()),
-        _ => draft.stop(stop.message, stop.hint),
-    }
+    let stops = match mount {
+        Some(mount) => is_waited_for(mount) && stops(system, mount),
+        None => !matches!(path, "none" | "swap"),
+    };
+    if stops { draft.stop(stop.message, stop.hint) } else { draft.ask(stop.sentence()) }
 }
 
 /// LVM's devices file, where it cannot be taken away: entries by the names on KVM, which LVM compares with the UUIDs of the
@@ -372,6 +380,33 @@ tmpfs /tmp tmpfs defaults 0 0";
         // The disks came in another order than the guest's.
         let new = fstab_of("/dev/sdb2 / ext4 defaults\n", &names, Some(0), &mut vec![]);
         assert_eq!(new, format!("UUID={ROOT} / ext4 defaults\n"));
+    }
+
+    /// What is not known stops a conversion where its absence would stop the start.
+    #[test]
+    fn one_rule_for_what_stops() {
+        use super::super::tree::memory::Memory;
+        use crate::inspect::parsers;
+        let stops = |init, line: &str| {
+            let mut mounts = parsers::fstab(line);
+            mounts.iter_mut().for_each(|mount| mount.volume = Some(0));
+            let system = System { init, mounts, ..System::default() };
+            let tree = Memory::default();
+            let mut draft = Draft::new(&tree);
+            let mut fields = line.split(' ');
+            ambiguous(&mut draft, &system, fields.next().unwrap(), fields.next().unwrap());
+            let plan = draft.finish().unwrap();
+            assert_eq!(plan.stops.len() + plan.to_do.len(), 1, "{line}");
+            !plan.stops.is_empty()
+        };
+        let backup = "/dev/sdb1 /my\\040backup ext3 defaults 0 0";
+        assert!(stops(Init::Systemd, backup));
+        assert!(!stops(Init::SysV, backup));
+        assert!(!stops(Init::OpenRc, backup));
+        assert!(stops(Init::SysV, "/dev/sdb1 /backup ext3 defaults 0 2"));
+        assert!(!stops(Init::Systemd, "/dev/sdb1 /backup ext3 _netdev 0 2"));
+        assert!(!stops(Init::Systemd, "/dev/sdb1 /backup ext3 rw,x-systemd.automount 0 2"));
+        assert!(!stops(Init::Systemd, "/dev/sdb1 none swap sw 0 0"));
     }
 
     #[test]

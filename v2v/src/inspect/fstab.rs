@@ -25,6 +25,7 @@ pub fn parse(text: &str) -> Vec<Mount> {
             path: PathBuf::from(unescape(path)),
             kind: fields.next().unwrap_or("auto").to_owned(),
             options: fields.next().unwrap_or("defaults").to_owned(),
+            pass: fields.nth(1).and_then(|pass| pass.parse().ok()).unwrap_or(0),
             volume: None,
             line: index + 1,
         })
@@ -33,7 +34,7 @@ pub fn parse(text: &str) -> Vec<Mount> {
 }
 
 /// `\040` is a space: three octal digits.
-fn unescape(field: &str) -> String {
+pub(crate) fn unescape(field: &str) -> String {
     let mut bytes = vec![];
     let mut rest = field.as_bytes();
     while let Some((first, tail)) = rest.split_first() {
@@ -74,6 +75,7 @@ fn implied(spec: &str, path: &str, volume: usize) -> Mount {
         path: PathBuf::from(path),
         kind: "auto".to_owned(),
         options: "defaults".to_owned(),
+        pass: 0,
         volume: Some(volume),
         line: 0,
     }
@@ -127,6 +129,7 @@ mod tests {
             ]
         );
         assert_eq!((mounts[0].options.as_str(), mounts[2].kind.as_str()), ("rw,relatime", "auto"));
+        assert_eq!(mounts.iter().map(|mount| mount.pass).collect::<Vec<_>>(), [1, 0, 0, 0]);
     }
 
     #[test]

@@ -22,8 +22,15 @@ const HEAD: usize = 64 << 10;
 const LOADERS: [&str; 4] = ["BIOS boot", "PowerPC PReP boot", "PPC PReP boot", "Microsoft reserved"];
 /// Options of fstab that let a start go on without the device (systemd.mount(5), mount(8)); what needs the network is not
 /// waited for either.
-const DISPENSABLE: [&str; 6] =
-    ["noauto", "nofail", "_netdev", "x-systemd.automount", "comment=systemd.automount", "bootwait=no"];
+const DISPENSABLE: [&str; 7] = [
+    "noauto",
+    "nofail",
+    "_netdev",
+    "x-systemd.automount",
+    "comment=systemd.automount",
+    "bootwait=no",
+    "nobootwait",
+];
 
 /// Everything that is missing. `starts`: this system is the one that starts by itself.
 pub(super) fn find(
@@ -82,15 +89,22 @@ fn in_vain_of(mount: &Mount, place: Option<String>, fatal: bool) -> Obstacle {
 }
 
 /// Whether a start waits for it: swap, too, which a start goes on without after a while.
-fn is_waited_for(mount: &Mount) -> bool {
+pub(crate) fn is_waited_for(mount: &Mount) -> bool {
     let needed = !mount.options.split(',').any(|option| DISPENSABLE.contains(&option));
     needed && is_on_a_disk(&mount.spec) && !is_network(&mount.kind)
 }
 
-/// Whether a start stops where it is missing. OpenRC goes on without it.
-fn stops(system: &System, mount: &Mount) -> bool {
-    let goes_on = system.init == Init::OpenRc && mount.path != Path::new("/usr");
-    mount.kind != "swap" && mount.path.is_absolute() && !goes_on
+/// Whether a start stops where something that it waits for is missing. systemd does, and so does mountall of Upstart
+/// (Ubuntu's). OpenRC goes on; so do the scripts of System V after a mount that fails, but not after a check that does.
+pub(crate) fn stops(system: &System, mount: &Mount) -> bool {
+    let goes_on = match system.init {
+        Init::Systemd => false,
+        Init::OpenRc => true,
+        Init::SysV => mount.pass == 0,
+        Init::Unknown => mount.pass == 0 && system.distribution != "ubuntu",
+    };
+    let early = [Path::new("/"), Path::new("/usr")].contains(&mount.path.as_path());
+    mount.kind != "swap" && mount.path.is_absolute() && (early || !goes_on)
 }
 
 /// Names of what lies on hard disks; optical drives, memory and the disks of networks come and go.
@@ -172,28 +186,47 @@ fn volumes_of_dracut(
 
 /// The files that the boot loader loads by itself.
 fn files(view: &GuestView, kernel: &Kernel) -> Option<Obstacle> {
-    let is_there = |file: &&guestdisk::boot::BootFile| {
-        let place = view.place_of(file);
-        place
-            .and_then(|place| Ok(view.open(&place)?.metadata().kind))
-            .is_ok_and(|kind| kind == FileKind::File)
+    let seen = |file| {
+        let kind = view
+            .place_of(file)
+            .and_then(|place| Ok(view.file_system(&place)?.symlink_metadata(&place.path)?.kind));
+        Some((file, absence(kind, view.notes(file.volume))?))
     };
-    let missing = kernel.image.iter().chain(&kernel.initrds).find(|file| !is_there(file))?;
+    let found: Vec<_> = kernel.image.iter().chain(&kernel.initrds).filter_map(seen).collect();
+    // What is certain comes first.
+    let (missing, absence) = found.iter().find(|(_, absence)| absence.is_none()).or_else(|| found.first())?;
+    let missing = *missing;
     let (code, what) = match kernel.image.as_ref() == Some(missing) {
         true => ("kernel-missing", "the kernel"),
         false => ("initramfs-missing", "the initramfs"),
     };
-    Some(Obstacle {
-        code,
-        message: format!(
-            "{what} {} that the boot loader starts by itself is not there",
-            missing.path.display()
-        ),
-        hint:
-            "give the disk that has it (/boot), too, or repair the boot loader's configuration in the guest"
+    let file = format!("{what} {} that the boot loader starts by itself", missing.path.display());
+    Some(match absence {
+        None => Obstacle {
+            code,
+            message: format!("{file} is not there"),
+            hint: "give the disk that has it (/boot), too, or repair the boot loader's configuration in the guest"
                 .into(),
-        fatal: true,
+            fatal: true,
+        },
+        Some(why) => Obstacle {
+            code,
+            message: format!("{file} was not found, which says little: {why}"),
+            hint: "shut the guest down cleanly, or check that file system in the guest".into(),
+            fatal: false,
+        },
     })
+}
+
+/// Whether something is no file that can be loaded: `Some(None)` if that is certain, `Some` with the reason if not. `notes`:
+/// what is to be known of the state of its file system.
+fn absence(kind: block::Result<FileKind>, notes: &[String]) -> Option<Option<String>> {
+    match kind {
+        Ok(FileKind::File) => None,
+        Ok(_) => Some(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => Some(notes.first().cloned()),
+        Err(error) => Some(Some(error.to_string())),
+    }
 }
 
 /// Where a name that goes by contents may be found although it was not: in what cannot be read.
@@ -207,10 +240,9 @@ fn lies_unread(disks: &Disks, name: &str, hidden: Option<&str>) -> Option<String
             logical.visible && logical.device().is_err_and(|error| error.kind() == ErrorKind::Unsupported)
         })
         .collect();
-    let mapped = |name: &str| name.replace('-', "--");
     let named = unread.iter().find(|(path, group, logical)| {
-        let mapper = format!("mapper/{}-{}", mapped(&group.name), mapped(&logical.name));
-        device == path.as_str() || device == mapper
+        let mapper = guestdisk::lvm::mapper_name(&group.name, &logical.name);
+        device == path.as_str() || device.strip_prefix("mapper/") == Some(mapper.as_str())
     });
     if let Some((path, ..)) = named {
         return Some(format!("/dev/{path}, which is not read"));
@@ -298,5 +330,33 @@ mod tests {
         let openrc = System { init: Init::OpenRc, ..System::default() };
         assert!(!stops(&openrc, &mount("UUID=1", "/data", "ext4", "rw")));
         assert!(stops(&openrc, &mount("UUID=1", "/usr", "ext4", "rw")));
+    }
+
+    #[test]
+    fn scripts_of_system_v_go_on_after_a_mount_and_not_after_a_check() {
+        let backup = |pass| Mount { pass, ..mount("/dev/sdb1", "/backup", "ext3", "defaults") };
+        for init in [Init::SysV, Init::Unknown] {
+            let system = System { init, ..System::default() };
+            assert!(!stops(&system, &backup(0)), "{init:?}");
+            assert!(stops(&system, &backup(2)), "{init:?}");
+            assert!(stops(&system, &mount("/dev/sdb1", "/usr", "ext3", "defaults")), "{init:?}");
+            assert!(stops(&system, &mount("/dev/sdb1", "/", "ext3", "defaults")), "{init:?}");
+        }
+        let upstart = System { distribution: "ubuntu".into(), ..System::default() };
+        assert!(stops(&upstart, &backup(0)));
+        assert!(!is_waited_for(&mount("/dev/sdb1", "/backup", "ext3", "nobootwait")));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_missing() {
+        use block::Error;
+        let missing = || Err(Error::new(ErrorKind::NotFound, "no such file"));
+        assert_eq!(absence(Ok(FileKind::File), &[]), None);
+        assert_eq!(absence(Ok(FileKind::Directory), &[]), Some(None));
+        assert_eq!(absence(missing(), &[]), Some(None));
+        let note = "the log was not finished".to_owned();
+        assert_eq!(absence(missing(), std::slice::from_ref(&note)), Some(Some(note)));
+        let damaged = absence(Err(Error::invalid("a damaged directory")), &[]);
+        assert!(damaged.flatten().is_some_and(|why| why.contains("a damaged directory")));
     }
 }

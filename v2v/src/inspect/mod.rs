@@ -16,7 +16,7 @@ mod devices;
 mod document;
 mod drivers;
 mod elf;
-mod fstab;
+pub(crate) mod fstab;
 mod initrds;
 mod kernels;
 mod loaders;
@@ -41,6 +41,7 @@ use crate::view::GuestView;
 
 pub use document::{document, to_text};
 pub use drivers::DRIVERS;
+pub(crate) use missing::{is_waited_for, stops};
 pub use windows::Windows;
 pub(crate) use windows::open_hive;
 

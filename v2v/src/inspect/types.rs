@@ -168,6 +168,8 @@ pub struct Mount {
     pub kind: String,
     /// The options as fstab has them.
     pub options: String,
+    /// When a start checks it (the sixth field of fstab): 0 is never.
+    pub pass: u32,
     /// The volume (index) that it means; `None` if there is none.
     pub volume: Option<usize>,
     /// Line of fstab, from 1; 0 if the mount is not from there.

@@ -247,6 +247,13 @@ impl GuestView {
         self.volumes.iter().map(VolumeFiles::work).sum()
     }
 
+    /// What is to be known of the state of a volume's file system ([`FileSystem::notes`]): with notes, what is not there may
+    /// be all the same for the guest.
+    pub fn notes(&self, volume: usize) -> &[String] {
+        let files = self.volumes.get(volume).and_then(|volume| volume.files(false).ok());
+        files.map(FileSystem::notes).unwrap_or_default()
+    }
+
     fn volume(&self, index: usize) -> Result<&VolumeFiles> {
         let missing = || Error::new(ErrorKind::NotFound, format!("this guest has no volume {index}"));
         self.volumes.get(index).ok_or_else(missing)
