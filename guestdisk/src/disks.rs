@@ -180,8 +180,9 @@ impl Disks {
     /// The same with keys for encrypted volumes, whose insides are volumes, too.
     ///
     /// # Errors
-    /// A device failed; `Permission`: none of the keys for a volume opens it; `NotFound`: a key is for a volume that is not there or
-    /// not encrypted; what a volume needs that is not here, by name.
+    /// A device failed; `NotFound`: a key is for a volume that is not there or not encrypted. Where a key is for a volume by name, or
+    /// keys for all of them have opened none: `Permission`: none of the keys opens it; `Denied`: that is too much work; what the
+    /// volume needs that is not here, by name. Volumes that stay locked besides others are [`problems`](Self::problems).
     pub fn open_with(devices: Vec<Arc<dyn BlockDevice>>, keys: &Keys) -> Result<Self> {
         let mut disks = Self {
             disks: vec![],

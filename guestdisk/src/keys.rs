@@ -89,10 +89,16 @@ impl Keys {
         self.effort
     }
 
+    /// Whether one of the keys is for a volume by its name, so that not opening it is an error.
+    pub(crate) fn names(&self, selects: &dyn Fn(&Selector) -> bool) -> bool {
+        let is_named = |key: &Key| key.selector != Selector::All && selects(&key.selector);
+        self.keys.iter().any(is_named)
+    }
+
     /// Opens a volume with those of the keys for which `selects` is true. `Ok(None)`: there are none.
     ///
     /// # Errors
-    /// `Permission`: none of them is right; what [`Container::read`], [`Container::unlock`] and [`Container::open`] say.
+    /// `Permission`: none of them is right; `Denied`: none of those that could be tried; what [`Container::read`], [`Container::unlock`] and [`Container::open`] say.
     pub(crate) fn open(
         &self,
         device: &Arc<dyn BlockDevice>,
@@ -115,6 +121,7 @@ impl Keys {
         if let Some(key) = known {
             return container.open(device, &key).map(Some);
         }
+        let mut denied = None;
         for passphrase in passphrases {
             match container.unlock(device, passphrase, effort) {
                 Ok(key) => {
@@ -123,9 +130,12 @@ impl Keys {
                     return Ok(Some(opened));
                 }
                 Err(error) if error.kind() == ErrorKind::Permission => {}
+                // The next may be that of a slot which is tried sooner, and costs less.
+                Err(error) if error.kind() == ErrorKind::Denied => denied = denied.or(Some(error)),
                 Err(error) => return Err(error),
             }
         }
-        Err(Error::new(ErrorKind::Permission, "none of the keys that were given opens it"))
+        let wrong = || Error::new(ErrorKind::Permission, "none of the keys that were given opens it");
+        Err(denied.unwrap_or_else(wrong))
     }
 }

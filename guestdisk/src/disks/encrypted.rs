@@ -22,13 +22,22 @@ impl Disks {
     pub(super) fn add_encrypted_and_logical(&mut self, keys: &Keys) -> Result<()> {
         // One for all: there may be a thousand volumes.
         let mut effort = keys.effort();
-        let mut seen = 0;
+        let (mut seen, mut failed) = (0, None);
         for story in 0..MOST_STORIES {
             let before = self.volumes.len();
             for index in seen..before {
-                if let Some(device) = self.open_encrypted(index, keys, &mut effort)? {
-                    let outer = Box::new(self.volumes[index].location.clone());
-                    self.push(Location::Decrypted { outer }, device, None)?;
+                match self.open_encrypted(index, keys, &mut effort) {
+                    Ok(Some(device)) => {
+                        let outer = Box::new(self.volumes[index].location.clone());
+                        self.push(Location::Decrypted { outer }, device, None)?;
+                    }
+                    Ok(None) => {}
+                    // A key for all of them need not be for each.
+                    Err(error) if error.kind() != ErrorKind::Io && !self.is_named(index, keys) => {
+                        self.add_problems(vec![format!("{error}: it stays locked")]);
+                        failed.get_or_insert(error);
+                    }
+                    Err(error) => return Err(error),
                 }
             }
             seen = before;
@@ -39,6 +48,10 @@ impl Disks {
             self.add_logical()?;
         }
         self.check_selectors(keys)?;
+        let is_within = |volume: &Volume| matches!(volume.location, Location::Decrypted { .. });
+        if let Some(error) = failed.filter(|_| !self.volumes.iter().any(is_within)) {
+            return Err(error);
+        }
         self.read_tables();
         Ok(())
     }
@@ -59,6 +72,11 @@ impl Disks {
             format!("{} (LUKS, UUID {uuid})", volume.location)
         })?;
         Ok(found.map(|opened| Arc::new(opened) as _))
+    }
+
+    /// Whether a key is for this volume by name.
+    fn is_named(&self, index: usize, keys: &Keys) -> bool {
+        keys.names(&|selector| self.selects(selector, &self.volumes[index]))
     }
 
     /// Whether a key is for a volume.
@@ -232,6 +250,70 @@ mod tests {
         }
         let fresh = self::keys("all", "pw");
         assert_eq!(Disks::open_with(vec![disk], &fresh).unwrap_err().kind(), ErrorKind::Permission);
+    }
+
+    /// An encrypted disk whose description has been changed, and that has its keys or lacks them.
+    fn edited(edit: impl Fn(&str) -> String, has_keys: bool) -> Arc<dyn BlockDevice> {
+        let kdf = Kdf::Argon2 { id: true, time: 1, memory: 32, lanes: 1, salt: vec![4; 32] };
+        let (plain, json) = testing::volume(&kdf, 512, 16 << 10);
+        let mut bytes = testing::header(edit(&json).as_bytes(), 6);
+        bytes.extend_from_slice(&plain[bytes.len()..]);
+        if !has_keys {
+            bytes[32 << 10..testing::DATA_OFFSET].fill(0);
+        }
+        Arc::new(Raw::open(Arc::new(MemStorage::from_bytes(bytes)), RawOptions::default()).unwrap())
+    }
+
+    const MUCH: &str = r#""memory":2000000"#;
+
+    /// A key for all of them opens those that it fits; one that fits none is an error, and so is one that is for a volume.
+    #[test]
+    fn a_key_for_all_need_not_open_each() {
+        // Another digest: the key of one is not that of the other.
+        let apart = |json: &str| json.replacen("CQkJ", "CgkJ", 1);
+        let foreign = || edited(apart, false);
+        let unknown = || edited(|json| json.replace(r#""type":"crypt""#, r#""type":"linear""#), true);
+        let dear = || edited(|json| apart(json).replace(r#""memory":32"#, MUCH), true);
+        let others = [
+            (foreign(), ErrorKind::Permission),
+            (unknown(), ErrorKind::Unsupported),
+            (dear(), ErrorKind::Denied),
+        ];
+        for (other, kind) in others {
+            for order in [[0, 1], [1, 0]] {
+                let both = order.map(|index| if index == 0 { disk() } else { Arc::clone(&other) });
+                let disks = Disks::open_with(both.to_vec(), &keys("all", "pw")).unwrap();
+                let locked = order.iter().position(|index| *index == 1).unwrap();
+                assert_eq!(disks.volumes().len(), 3, "{kind:?}");
+                assert!(disks.is_locked(&disks.volumes()[locked]));
+                let [problem] = disks.problems() else { panic!("{:?}", disks.problems()) };
+                assert!(problem.contains(&format!("disk {}", locked + 1)), "{problem}");
+                let named = keys(&format!("disk {}", locked + 1), "pw");
+                assert_eq!(Disks::open_with(both.to_vec(), &named).unwrap_err().kind(), kind);
+            }
+            let error = Disks::open_with(vec![other], &keys("all", "pw")).unwrap_err();
+            assert_eq!(error.kind(), kind);
+        }
+    }
+
+    /// A passphrase that would have to be tried on a slot that costs too much does not keep the next from a cheap one.
+    #[test]
+    fn too_much_work_for_one_passphrase_is_not_too_much_for_all() {
+        let with_two_slots = |json: &str| {
+            let (start, end) = (json.find(r#"{"0":"#).unwrap() + 5, json.find("},\n\"tokens\"").unwrap());
+            let second = json[start..end].replace(r#""memory":32"#, MUCH);
+            let json = format!("{},\"1\":{second}{}", &json[..end], &json[end..]);
+            json.replace(r#""keyslots":["0"]"#, r#""keyslots":["0","1"]"#)
+        };
+        let disk = edited(with_two_slots, true);
+        let given = |passphrases: &[&str]| {
+            let passphrases = passphrases.iter().map(|text| Secret::from(*text)).collect();
+            Keys::new(vec![Key { selector: Selector::All, passphrases }], Effort::DEFAULT)
+        };
+        let alone = Disks::open_with(vec![Arc::clone(&disk)], &given(&["no"])).unwrap_err();
+        assert_eq!(alone.kind(), ErrorKind::Denied);
+        let disks = Disks::open_with(vec![disk], &given(&["no", "pw"])).unwrap();
+        assert_eq!(disks.volumes().len(), 2);
     }
 
     #[test]
