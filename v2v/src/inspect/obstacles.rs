@@ -270,7 +270,7 @@ fn of_volumes(disks: &Disks) -> Vec<Obstacle> {
             Some(Kind::Luks) => (
                 "encrypted",
                 format!(
-                    "{place} is encrypted (LUKS), and no key was given: what lies in it was not looked at"
+                    "{place} is encrypted (LUKS), and no key was given that opens it: what lies in it was not looked at"
                 ),
                 "give its passphrase (--key all:file:FILE); if only data are in it, nothing is to be done",
             ),
