@@ -19,8 +19,9 @@ status=0
 # shellcheck disable=SC1091 # beside this file
 . scripts/openssl.sh shared
 
+# Everything at once: vimg by itself would be built with other features of its dependencies, and they twice.
 # shellcheck disable=SC2086 # one word or none, here and below
-cargo build -p img-tool $features || exit 1
+cargo build --workspace --bins --tests $features || exit 1
 VIMG=$(realpath "$target")/debug/vimg
 export VIMG
 VIMG_SAMPLES=$(realpath "$target")/samples
