@@ -92,8 +92,12 @@ fn is_name(text: &str) -> bool {
 /// The folder that a name in a URI stands for.
 ///
 /// # Errors
-/// `Usage`: it is more than one plain name.
+/// `Usage`: it is more than one plain name, or leads to desks.
 pub fn folder(name: &str) -> Result<String> {
+    if DESK.strip_suffix('/') == Some(name) {
+        return Err(Error::usage(format!("'{name}' is the name of what takes requests, not of a folder"))
+            .hint("Choose another folder: it is the name behind the host in the URI."));
+    }
     if name.is_empty() || is_name(name) {
         return Ok(name.to_owned());
     }
@@ -277,7 +281,7 @@ mod tests {
         for name in ["..", "a/b", "", "/etc", ".hidden", "a\0b", "a.b", &"x".repeat(65)] {
             with("/offer/disks/0/name", json!(name)).unwrap_err();
         }
-        for name in ["..", "a/b", "/etc", ".hidden", "a b"] {
+        for name in ["..", "a/b", "/etc", ".hidden", "a b", "vimg-p2v"] {
             with("/offer/folder", json!(name)).unwrap_err();
         }
         with("/offer/folder", json!("")).unwrap();

@@ -187,6 +187,11 @@ impl Hold {
         self.taken.as_ref()
     }
 
+    /// Whether file systems are held still just now.
+    pub(super) fn is_still(&self) -> bool {
+        self.still.is_some()
+    }
+
     /// Where file systems are mounted that should be copied first, because they are held still until they are.
     pub(super) fn first(&self) -> Vec<PathBuf> {
         let waiting = self.still.as_ref().filter(|_| self.taken.is_some());

@@ -30,9 +30,6 @@ use crate::cmd::serve::{listeners, plan, server_tls, watch_signals};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::output::Output;
 
-/// Desks that are kept at once; the oldest goes when another is wanted.
-const MOST_DESKS: usize = 64;
-
 pub(super) fn run(args: &Args, root: &Path, app: &App) -> Outcome {
     if app.global.untrusted {
         return Err(Failure::usage(
@@ -62,7 +59,7 @@ pub(super) fn run(args: &Args, root: &Path, app: &App) -> Outcome {
         program: app.program,
         quiet: args.quiet,
     });
-    server.consult(Arc::new(Exports { counter, desks: Mutex::default(), disks: Mutex::default() }));
+    server.consult(Arc::new(Exports { counter, disks: Mutex::default() }));
     let places = args.listen.iter().map(|text| plan::address(text)).collect::<Outcome<Vec<_>>>()?;
     let place = match (&args.socket, places.is_empty()) {
         (Some(path), _) => plan::Where::Unix { path: path.clone(), mode: None },
@@ -156,19 +153,17 @@ impl Counter {
 /// A disk that is coming, and its export.
 type Shown = (Arc<Gate>, Arc<Export>);
 
-/// Desks and disks, by name.
+/// Desks, one for each connection that asks for one and gone with it, and disks by name.
 #[derive(Debug)]
 struct Exports {
     counter: Arc<Counter>,
-    /// In the order in which they were made.
-    desks: Mutex<Vec<Arc<Export>>>,
     disks: Mutex<BTreeMap<String, Shown>>,
 }
 
 impl Catalogue for Exports {
     fn find(&self, name: &str) -> Option<Arc<Export>> {
         if name.starts_with(DESK) {
-            return self.desk(name);
+            return Some(self.desk(name));
         }
         let mut disks = self.disks.lock();
         let Some(gate) = self.counter.receiver.device(name) else {
@@ -187,20 +182,11 @@ impl Catalogue for Exports {
 }
 
 impl Exports {
-    fn desk(&self, name: &str) -> Option<Arc<Export>> {
-        let mut desks = self.desks.lock();
-        if let Some(known) = desks.iter().find(|desk| desk.name == name) {
-            return Some(Arc::clone(known));
-        }
+    fn desk(&self, name: &str) -> Arc<Export> {
         let desk = Desk::new(Arc::clone(&self.counter));
         // One connection each: a request and its flush have to come in their order.
         let options = ExportOptions { multi_conn: false, ..ExportOptions::default() };
-        let export = Arc::new(Export::new(name, Arc::new(desk), options));
-        if desks.len() >= MOST_DESKS {
-            desks.remove(0);
-        }
-        desks.push(Arc::clone(&export));
-        Some(export)
+        Arc::new(Export::new(name, Arc::new(desk), options))
     }
 }
 
@@ -271,5 +257,31 @@ impl BlockDevice for Desk {
 
     fn layer_extent(&self, offset: u64, max_len: u64) -> Result<LayerExtent> {
         Ok(block::extent::all_data(offset, max_len, DESK_BYTES))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_desk_is_gone_with_its_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let format = Format::from_name("raw").unwrap();
+        let counter = Arc::new(Counter {
+            receiver: Arc::new(Receiver::new(dir.path().to_owned(), format, Box::new(|_| None))),
+            once: false,
+            complete: AtomicBool::new(false),
+            stop: Arc::default(),
+            program: "vimg",
+            quiet: true,
+        });
+        let exports = Exports { counter, disks: Mutex::default() };
+        let name = format!("{DESK}1-2");
+        let desk = exports.find(&name).unwrap();
+        let seen = Arc::downgrade(&desk);
+        drop(desk);
+        assert!(seen.upgrade().is_none());
+        assert!(exports.find("web1/sda").is_none());
     }
 }

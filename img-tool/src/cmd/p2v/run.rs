@@ -238,8 +238,10 @@ impl<'a> Run<'a> {
                 let ranges: &[Range<u64>] = &first[index];
                 let part = if is_first { Part::Touching(ranges) } else { Part::Rest(ranges) };
                 let origin = Origin { source: &hold.sources[index], unused: &unused[index] };
-                let copied =
-                    watched(hold.taken(), self.reporter, |progress| self.part(copy, &origin, part, progress));
+                let (taken, still) = (hold.taken(), hold.is_still());
+                let copied = watched(taken, still, self.reporter, |progress| {
+                    self.part(copy, &origin, part, progress)
+                });
                 tallies[index] = tallies[index].plus(copied.context(|| copy.disk.name.clone())?);
             }
             Ok(())

@@ -169,9 +169,10 @@ impl Taken {
         })
     }
 
-    /// How full they are; says so if that is much.
-    fn look(&self, progress: &dyn Progress, told: &mut Vec<(String, u8)>) -> Result<()> {
-        for snapshot in &self.there {
+    /// How full they are; says so if that is much. `still`: something is held still, for which LVM's program might wait, and we
+    /// for it: it is only looked whether they are good.
+    fn look(&self, still: bool, progress: &dyn Progress, told: &mut Vec<(String, u8)>) -> Result<()> {
+        for snapshot in self.there.iter().filter(|_| !still) {
             match lvm::fill(&self.program, &snapshot.group, &snapshot.name)? {
                 Fill::Overflowed => return Err(overflow(snapshot)),
                 Fill::Percent(percent) if percent >= FULL => {
@@ -242,12 +243,13 @@ fn overflow(snapshot: &Snapshot) -> Error {
         .hint("Give it more room (--snapshot-size), or copy when less is written.")
 }
 
-/// Does something that reads snapshots, and ends it when one of them overflows.
+/// Does something that reads snapshots, and ends it when one of them overflows. `still`: file systems are held still meanwhile.
 ///
 /// # Errors
 /// As `act`; `NoSpace`: a snapshot overflowed, whatever came of `act`.
 pub(super) fn watched<T>(
     taken: Option<&Taken>,
+    still: bool,
     progress: &dyn Progress,
     act: impl FnOnce(&dyn Progress) -> Result<T>,
 ) -> Result<T> {
@@ -264,7 +266,7 @@ pub(super) fn watched<T>(
                     return Ok(());
                 }
                 drop(over);
-                match taken.look(progress, &mut told) {
+                match taken.look(still, progress, &mut told) {
                     Err(error) if error.kind() == ErrorKind::NoSpace => {
                         lost.store(true, Ordering::Relaxed);
                         return Err(error);
@@ -307,5 +309,36 @@ impl Progress for Watch<'_> {
 
     fn warn(&self, message: &str) {
         self.progress.warn(message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use image::progress::Quiet;
+
+    use super::*;
+
+    /// LVM's program may write to what is frozen, and never come back.
+    #[test]
+    fn lvms_program_does_not_run_while_anything_is_held_still() {
+        let dir = tempfile::tempdir().unwrap();
+        let (program, ran) = (dir.path().join("lvm"), dir.path().join("ran"));
+        std::fs::write(&program, format!("#!/bin/sh\necho \"$1\" >> '{}'\n", ran.display())).unwrap();
+        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        let snapshot = Snapshot {
+            group: "vg".to_owned(),
+            origin: "root".to_owned(),
+            name: "vimg_p2v_root".to_owned(),
+            path: "/".into(),
+            room_bytes: 1,
+            origin_bytes: 1,
+        };
+        let taken = Taken { program: Program(program.into()), there: vec![snapshot], volumes: vec![] };
+        taken.look(true, &Quiet, &mut vec![]).unwrap();
+        assert!(!ran.exists());
+        let _ = taken.look(false, &Quiet, &mut vec![]);
+        assert!(std::fs::read_to_string(&ran).unwrap().starts_with("lvs"));
     }
 }
