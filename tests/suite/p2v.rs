@@ -282,15 +282,18 @@ fn a_copy_to_a_server_goes_on_too() {
     let machine = Machine::new();
     machine.dir.qemu_ok(&format!("create -f qcow2 target.qcow2 {DISK_MIB}M"));
     let server = Server::start(&machine.dir, "--export sda target.qcow2");
-    let mut child = machine.p2v("--whole --rate 12M --to").arg(server.uri_of("{disk}")).spawn();
+    let mut child = machine.p2v("--whole --threads 1 --rate 8M --to").arg(server.uri_of("{disk}")).spawn();
     let state = machine.dir.file("vimg-p2v-state.json");
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !state.exists() || json(&state)["disks"][0]["done"].as_object().unwrap().is_empty() {
+    let deadline = Instant::now() + Duration::from_secs(90);
+    while !state.exists() || json(&state)["disks"][0]["done"].as_object().unwrap().len() < 2 {
         assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "nothing is safe");
         std::thread::sleep(Duration::from_millis(50));
     }
     child.kill().unwrap();
     child.wait().unwrap();
+    // What is safe is not there any more, as in an export that was made anew.
+    assert!(json(&state)["disks"][0]["done"]["0"].is_string());
+    Cmd::new("qemu-io").words("-f raw -c").arg("write -P 0x77 1M 4k").arg(server.uri_of("sda")).ok();
     let ran = machine.p2v("--whole --to").arg(server.uri_of("{disk}")).run();
     assert!(ran.code == Some(0) && ran.stdout.contains("were there already"), "{}{}", ran.stdout, ran.stderr);
     // The server has no export for the description.

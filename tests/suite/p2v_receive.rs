@@ -149,7 +149,7 @@ fn a_receiver_that_was_killed_goes_on() {
     let (first, uri) = receiver("");
     let mut sender = machine.p2v("--whole --threads 1 --rate 12M --state state --to").arg(&uri).spawn();
     let state = dir.file("state");
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(180);
     while !state.exists() || json(&state)["disks"][0]["done"].as_object().unwrap().is_empty() {
         assert!(
             std::time::Instant::now() < deadline && sender.try_wait().unwrap().is_none(),
@@ -164,19 +164,33 @@ fn a_receiver_that_was_killed_goes_on() {
     leak(&dir.file("in/sda.qcow2.partial"));
     let (mut second, again) = receiver("--once");
     // It is where it was.
-    let moved = std::fs::read_to_string(&state)
-        .unwrap()
-        .replace(uri.split_once('=').unwrap().1, again.split_once('=').unwrap().1);
-    std::fs::write(&state, moved).unwrap();
+    let told = std::fs::read_to_string(&state).unwrap();
+    let moved = |there: &str| told.replace(uri.split_once('=').unwrap().1, there.split_once('=').unwrap().1);
+    std::fs::write(&state, moved(&again)).unwrap();
     let ran = machine.p2v("--whole --state state --to").arg(&again).ok();
     assert!(ran.stdout.contains("were there already"), "{}", ran.stdout);
     assert_eq!(second.wait().code, Some(0));
     dir.qemu_checks("in/sda.qcow2");
     let ran = Cmd::new("cmp").arg(machine.disk()).arg(machine.raw("in/sda.qcow2")).run();
     assert_eq!(ran.code, Some(0), "{}", ran.stdout);
+    // The folder is removed, and somebody else has begun in it: nothing of what was safe is there.
+    std::fs::remove_dir_all(dir.file("in")).unwrap();
+    let (_other, again) = receiver("");
+    let mut sender = machine.p2v("--whole --threads 1 --rate 1M --state other --to").arg(&again).spawn();
+    while !dir.exists("other") {
+        assert!(std::time::Instant::now() < deadline && sender.try_wait().unwrap().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    sender.kill().unwrap();
+    sender.wait().unwrap();
+    std::fs::write(&state, moved(&again)).unwrap();
+    machine.p2v("--whole --state state --to").arg(&again).ok();
+    let ran = Cmd::new("cmp").arg(machine.disk()).arg(machine.raw("in/sda.qcow2")).run();
+    assert_eq!(ran.code, Some(0), "{}", ran.stdout);
     // The machine is there now, and is not overwritten.
     let (third, uri) = receiver("");
     refused(&machine.p2v("--to").arg(&uri).run(), &["complete machine"]);
     refused(&machine.p2v("--to").arg(uri.replace("///?", "///..?")).run(), &["cannot be the folder"]);
+    refused(&machine.p2v("--to").arg(uri.replace("///?", "///vimg-p2v?")).run(), &["not of a folder"]);
     assert_eq!(third.stop().code, Some(0));
 }

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A second run reads every segment of the source again; where the digest is still the same nothing is written, so that what
-//! has changed meanwhile is copied once more. The digest covers what is copied: ranges that are left out count by their
+//! has changed meanwhile is copied once more. Unless the target is known to be the one that the digests are about, it is read,
+//! too: a segment is there only if it has the digest. The digest covers what is copied: ranges that are left out count by their
 //! place alone.
 
 use std::collections::BTreeMap;
@@ -52,6 +53,8 @@ pub struct Job<'a> {
     pub part: Part<'a>,
     /// Segments that an earlier run has made safe.
     pub done: &'a BTreeMap<u64, Digest>,
+    /// They are in this very target, and nobody else has written to it since. Otherwise it is read to find out.
+    pub trusted: bool,
     /// Bytes per segment.
     pub segment_bytes: u64,
     /// How many workers there are.
@@ -177,17 +180,7 @@ pub fn verify(job: &Job<'_>, digests: &BTreeMap<u64, Digest>, progress: &dyn Pro
             return Err(cancelled());
         }
         let range = segment(*index, job.segment_bytes, size);
-        let mut hash = Sha256::new();
-        for (piece, is_unused) in pieces(job.unused, range.clone()) {
-            if is_unused {
-                hash.update(mark(&piece));
-                continue;
-            }
-            let mut buffer = vec![0; to_usize(piece.end - piece.start)];
-            job.target.read_at(&mut buffer, piece.start)?;
-            hash.update(&buffer);
-        }
-        if Digest::from(hash.finalize()) != *expected {
+        if digest_of_copy(job, range.clone())? != *expected {
             let message =
                 format!("the copy differs from the disk between {:#x} and {:#x}", range.start, range.end);
             return Err(
@@ -197,6 +190,23 @@ pub fn verify(job: &Job<'_>, digests: &BTreeMap<u64, Digest>, progress: &dyn Pro
         progress.update(range.end, size);
     }
     Ok(())
+}
+
+/// The digest of what the target has of a segment.
+fn digest_of_copy(job: &Job<'_>, range: Range<u64>) -> Result<Digest> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; to_usize(PIECE)];
+    for (piece, is_unused) in pieces(job.unused, range) {
+        if is_unused {
+            hash.update(mark(&piece));
+            continue;
+        }
+        let bytes = &mut buffer[..to_usize(piece.end - piece.start)];
+        let read = job.target.read_at(bytes, piece.start);
+        read.context(|| format!("error while reading the copy at byte {}", piece.start))?;
+        hash.update(&*bytes);
+    }
+    Ok(hash.finalize().into())
 }
 
 fn cancelled() -> Error {
@@ -288,7 +298,7 @@ impl Copier<'_> {
     fn segment(&self, index: u64, range: Range<u64>, buffer: &mut [u8]) -> Result<Digest> {
         if let Some(known) = self.job.done.get(&index) {
             let digest = self.pass(range.clone(), buffer, false)?;
-            if digest == *known {
+            if digest == *known && self.is_there(range.clone(), known)? {
                 self.counters.unchanged.fetch_add(range.end - range.start, Ordering::Relaxed);
                 self.advance(range.end - range.start);
                 return Ok(digest);
@@ -297,6 +307,20 @@ impl Copier<'_> {
         let digest = self.pass(range.clone(), buffer, true)?;
         self.advance(range.end - range.start);
         Ok(digest)
+    }
+
+    /// Whether a segment is in the target; what is left out of it is zeros then.
+    fn is_there(&self, range: Range<u64>, known: &Digest) -> Result<bool> {
+        if self.job.trusted {
+            return Ok(true);
+        }
+        if digest_of_copy(self.job, range.clone())? != *known {
+            return Ok(false);
+        }
+        for (piece, _) in pieces(self.job.unused, range).into_iter().filter(|(_, is_unused)| *is_unused) {
+            self.zeros(piece.start, piece.end - piece.start)?;
+        }
+        Ok(true)
     }
 
     fn advance(&self, bytes: u64) {

@@ -191,6 +191,11 @@ impl Found {
 }
 
 impl PhysicalDisk {
+    /// Its name without anything that has a meaning in names of files.
+    pub fn plain_name(&self) -> String {
+        self.name.replace('!', "_")
+    }
+
     fn document(&self) -> Value {
         let mounts: Vec<Value> = self
             .mounts

@@ -3,8 +3,8 @@
 //! ```text
 //!   {"vimg-p2v": 1, "offer": {"folder": "web1", "restart": false, "machine": {..},
 //!     "disks": [{"name": "sda", "size-bytes": N, "serial": "S1", "table": "6a89..", "data-bytes": M}]}}
-//!        -> {"disks": [{"export": "web1/sda", "image": "sda.qcow2", "format": "qcow2", "begun": true}]}
-//!   {"vimg-p2v": 1, "complete": {"folder": "web1", "machine": {..}}}
+//!        -> {"id": "0f5c..", "follows": "a2e1..", "disks": [{"export": "web1/sda", "image": "sda.qcow2", "format": "qcow2", "begun": true}]}
+//!   {"vimg-p2v": 1, "complete": {"folder": "web1", "id": "0f5c..", "machine": {..}}}
 //!        -> {"folder": "/srv/machines/web1"}
 //!   anything that is refused
 //!        -> {"error": "what is wrong", "hints": ["what to do"]}
@@ -69,6 +69,17 @@ pub struct Accepted {
     pub begun: bool,
 }
 
+/// The answer to an offer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acceptance {
+    /// Of this acceptance: the next one has another, and ends this one.
+    pub id: String,
+    /// Of the one before in the same folder, whose images are there still: whoever got that was the last to write to them.
+    pub follows: Option<String>,
+    /// Where the disks go, in their order.
+    pub disks: Vec<Accepted>,
+}
+
 /// What is asked of the receiver.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Request {
@@ -78,6 +89,8 @@ pub enum Request {
     Complete {
         /// As in the offer.
         folder: String,
+        /// Of the acceptance.
+        id: String,
         /// The description, with the names of the images.
         machine: Value,
     },
@@ -123,8 +136,8 @@ impl Request {
                 let offer = json!({"folder": folder, "restart": restart, "machine": machine, "disks": disks});
                 json!({"vimg-p2v": VERSION, "offer": offer})
             }
-            Self::Complete { folder, machine } => {
-                json!({"vimg-p2v": VERSION, "complete": {"folder": folder, "machine": machine}})
+            Self::Complete { folder, id, machine } => {
+                json!({"vimg-p2v": VERSION, "complete": {"folder": folder, "id": id, "machine": machine}})
             }
         }
     }
@@ -146,7 +159,8 @@ impl Request {
         }
         if let Some(complete) = value.get("complete") {
             let folder = folder(text_of(complete, "folder")?)?;
-            return Ok(Self::Complete { folder, machine: complete["machine"].clone() });
+            let id = text_of(complete, "id")?.to_owned();
+            return Ok(Self::Complete { folder, id, machine: complete["machine"].clone() });
         }
         let offer = value.get("offer").ok_or_else(|| Error::invalid("a request that is not known"))?;
         let disks = offer["disks"].as_array().filter(|disks| (1..=MOST_DISKS).contains(&disks.len()));
@@ -191,9 +205,10 @@ fn disk(value: &Value) -> Result<OfferedDisk> {
 }
 
 /// The answer to an offer, as JSON.
-pub fn acceptance(disks: &[Accepted]) -> Value {
+pub fn acceptance(acceptance: &Acceptance) -> Value {
+    let Acceptance { id, follows, disks } = acceptance;
     let disk = |disk: &Accepted| json!({"export": disk.export, "image": disk.image, "format": disk.format, "begun": disk.begun});
-    json!({"disks": disks.iter().map(disk).collect::<Vec<_>>()})
+    json!({"id": id, "follows": follows, "disks": disks.iter().map(disk).collect::<Vec<_>>()})
 }
 
 /// The refusal of anything, as JSON.
@@ -216,11 +231,12 @@ pub fn answer(text: &[u8]) -> Result<Value> {
     Err(hints.fold(error, |error, hint| error.hint(printable(hint))))
 }
 
-/// The disks of the answer to an offer of `count` disks.
+/// The answer to an offer of `count` disks.
 ///
 /// # Errors
 /// `Invalid`: it is no such answer.
-pub fn accepted(value: &Value, count: usize) -> Result<Vec<Accepted>> {
+pub fn accepted(value: &Value, count: usize) -> Result<Acceptance> {
+    let text = |name: &str| value[name].as_str().map(str::to_owned);
     let disk = |value: &Value| {
         let text = |name: &str| value[name].as_str().map(str::to_owned);
         let (export, image, format) = (text("export")?, text("image")?, text("format")?);
@@ -229,7 +245,8 @@ pub fn accepted(value: &Value, count: usize) -> Result<Vec<Accepted>> {
     let disks: Option<Vec<Accepted>> =
         value["disks"].as_array().and_then(|all| all.iter().map(disk).collect());
     let wrong = || Error::invalid("the receiver's answer is not understood");
-    disks.filter(|disks| disks.len() == count).ok_or_else(wrong)
+    let disks = disks.filter(|disks| disks.len() == count).ok_or_else(wrong)?;
+    Ok(Acceptance { id: text("id").ok_or_else(wrong)?, follows: text("follows"), disks })
 }
 
 #[cfg(test)]
@@ -251,18 +268,23 @@ mod tests {
 
     #[test]
     fn requests_and_answers_are_read_back() {
-        let complete = Request::Complete { folder: String::new(), machine: json!({"x": 1}) };
+        let complete =
+            Request::Complete { folder: String::new(), id: "1".to_owned(), machine: json!({"x": 1}) };
         for request in [Request::Offer(offer()), complete] {
             assert_eq!(Request::parse(request.document().to_string().as_bytes()).unwrap(), request);
         }
-        let disks = [Accepted {
+        let disks = vec![Accepted {
             export: "web1/sda".to_owned(),
             image: "sda.qcow2".to_owned(),
             format: "qcow2".to_owned(),
             begun: true,
         }];
-        let text = acceptance(&disks).to_string();
-        assert_eq!(accepted(&answer(text.as_bytes()).unwrap(), 1).unwrap(), disks);
+        for follows in [None, Some("1".to_owned())] {
+            let given = Acceptance { id: "2".to_owned(), follows, disks: disks.clone() };
+            let text = acceptance(&given).to_string();
+            assert_eq!(accepted(&answer(text.as_bytes()).unwrap(), 1).unwrap(), given);
+        }
+        let text = acceptance(&Acceptance { id: "2".to_owned(), follows: None, disks }).to_string();
         accepted(&answer(text.as_bytes()).unwrap(), 2).unwrap_err();
         let error = Error::usage("no\x1b[2J").hint("Do this.");
         let error = answer(refusal(&error).to_string().as_bytes()).unwrap_err();

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   offer       compare with what is there, and with the room; make NAME.qcow2.partial for each disk
-//!      |        .vimg-p2v-receive.json remembers which disks these are, for a copy that goes on later
+//!      |        .vimg-p2v-receive.json remembers which disks these are, for a copy that goes on later, and the
+//!      |        identifier that the sender got: it is another for each offer that is accepted
 //!   copy        somebody writes to the devices
 //!      |
 //!   complete    close the images, give them their names, write machine.json: a source for `vimg v2v`
@@ -12,7 +13,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,8 +24,8 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::gate::Gate;
-use super::offer::{Accepted, Offer, OfferedDisk};
-use super::state::Identity;
+use super::offer::{Acceptance, Accepted, Offer, OfferedDisk};
+use super::state::{Identity, new_id, write_whole};
 use crate::guest::{DiskImage, from_document};
 
 /// The description of the machine.
@@ -46,13 +46,29 @@ pub struct Receiver {
     root: PathBuf,
     format: Format,
     free: Box<Free>,
-    intakes: Mutex<BTreeMap<String, Vec<Coming>>>,
+    intakes: Mutex<BTreeMap<String, Intake>>,
 }
 
 impl std::fmt::Debug for Receiver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Receiver").field("root", &self.root).finish_non_exhaustive()
     }
+}
+
+/// A machine that is coming.
+#[derive(Debug)]
+struct Intake {
+    /// Of the acceptance.
+    id: String,
+    disks: Vec<Coming>,
+}
+
+/// What the record says.
+#[derive(Debug)]
+struct Record {
+    /// Of the last acceptance.
+    id: Option<String>,
+    disks: Vec<(String, Identity)>,
 }
 
 /// A disk that is coming.
@@ -100,7 +116,7 @@ impl Receiver {
     /// # Errors
     /// `Usage`: something of the name is there, or another machine is coming there; `NoSpace`; `Invalid`: the description is
     /// none; the host failed.
-    pub fn offer(&self, offer: &Offer) -> Result<Vec<Accepted>> {
+    pub fn offer(&self, offer: &Offer) -> Result<Acceptance> {
         let mut intakes = self.intakes.lock();
         let machine =
             from_document(&offer.machine).context(|| "the description of the machine".to_owned())?;
@@ -109,11 +125,12 @@ impl Receiver {
         }
         let folder = self.folder(&offer.folder);
         let known = recorded(&folder)?;
-        let begun = known.as_deref() == Some(&identities(&offer.disks)) && !offer.restart;
+        let same = |known: &Record| known.disks == identities(&offer.disks);
+        let begun = known.as_ref().is_some_and(same) && !offer.restart;
         self.refuse_what_is_there(&folder, offer, known.is_some(), begun)?;
         // Whoever was at it before writes no more.
         if let Some(old) = intakes.remove(&offer.folder) {
-            close(old)?;
+            close(old.disks)?;
         }
         if !begun {
             for disk in &offer.disks {
@@ -124,15 +141,17 @@ impl Receiver {
         fs::create_dir_all(&folder)
             .map_err(Error::from)
             .context(|| format!("Could not make '{}'", folder.display()))?;
-        record(&folder, &offer.disks)?;
+        let id = new_id()?;
+        record(&folder, &id, &offer.disks)?;
         let (mut coming, mut accepted) = (vec![], vec![]);
         for disk in &offer.disks {
             let (one, answer) = self.open(&folder, &offer.folder, disk)?;
             coming.push(one);
             accepted.push(answer);
         }
-        intakes.insert(offer.folder.clone(), coming);
-        Ok(accepted)
+        intakes.insert(offer.folder.clone(), Intake { id: id.clone(), disks: coming });
+        let follows = known.filter(|_| begun).and_then(|known| known.id);
+        Ok(Acceptance { id, follows, disks: accepted })
     }
 
     fn folder(&self, name: &str) -> PathBuf {
@@ -212,28 +231,32 @@ impl Receiver {
     /// The device behind an export's name.
     pub fn device(&self, export: &str) -> Option<Arc<Gate>> {
         let intakes = self.intakes.lock();
-        let found = intakes.values().flatten().find(|coming| coming.export == export);
+        let found = intakes.values().flat_map(|intake| &intake.disks).find(|coming| coming.export == export);
         found.map(|coming| Arc::clone(&coming.gate))
     }
 
-    /// All disks of the machine in a folder are there. Where it is.
+    /// All disks of the machine in a folder are there, says who got this identifier. Where it is.
     ///
     /// # Errors
-    /// `NotFound`: no machine is coming there; `Invalid`: the description is none, or names other images; the host failed.
-    pub fn complete(&self, name: &str, machine: &Value) -> Result<PathBuf> {
+    /// `Usage`: somebody else has taken the machine over since; `NotFound`: no machine is coming there; `Invalid`: the description is none, or names other images; the host failed.
+    pub fn complete(&self, name: &str, id: &str, machine: &Value) -> Result<PathBuf> {
         let mut intakes = self.intakes.lock();
         let folder = self.folder(name);
         let text = format!("{machine:#}\n");
-        let Some(coming) = intakes.get(name) else {
+        let Some(intake) = intakes.get(name) else {
             // The answer to this very request may have been lost.
             if fs::read_to_string(folder.join(MACHINE)).is_ok_and(|known| known == text) {
                 return Ok(folder);
             }
             return Err(Error::new(ErrorKind::NotFound, "no machine is coming there"));
         };
-        let images: Vec<_> = coming.iter().filter_map(|one| one.path.file_name()?.to_str()).collect();
+        if intake.id != id {
+            let message = format!("another run of vimg p2v has taken over '{}'", folder.display());
+            return Err(Error::usage(message).hint("One of them has to end: wait for the other."));
+        }
+        let images: Vec<_> = intake.disks.iter().filter_map(|one| one.path.file_name()?.to_str()).collect();
         check_description(machine, &images)?;
-        let coming = intakes.remove(name).unwrap_or_default();
+        let coming = intakes.remove(name).map(|intake| intake.disks).unwrap_or_default();
         let paths: Vec<PathBuf> = coming.iter().map(|one| one.path.clone()).collect();
         close(coming)?;
         for path in &paths {
@@ -241,7 +264,7 @@ impl Receiver {
                 .map_err(Error::from)
                 .context(|| format!("Could not rename the image to '{}'", path.display()))?;
         }
-        write(&folder.join(MACHINE), &text)?;
+        write_whole(&folder.join(MACHINE), &text)?;
         let _ = fs::remove_file(folder.join(RECORD));
         Ok(folder)
     }
@@ -252,7 +275,7 @@ impl Receiver {
     /// The host failed.
     pub fn close(&self) -> Result<()> {
         let all = std::mem::take(&mut *self.intakes.lock());
-        all.into_values().map(close).fold(Ok(()), Result::and)
+        all.into_values().map(|intake| close(intake.disks)).fold(Ok(()), Result::and)
     }
 }
 
@@ -275,43 +298,32 @@ fn identities(disks: &[OfferedDisk]) -> Vec<(String, Identity)> {
 }
 
 /// The disks that are coming into a folder, by its record.
-fn recorded(folder: &Path) -> Result<Option<Vec<(String, Identity)>>> {
+fn recorded(folder: &Path) -> Result<Option<Record>> {
     let path = folder.join(RECORD);
     let Ok(text) = fs::read(&path) else { return Ok(None) };
-    let parse = || -> Option<Vec<(String, Identity)>> {
+    let parse = || -> Option<Record> {
         let value: Value = serde_json::from_slice(&text).ok()?;
         let disk = |disk: &Value| {
             let text = |name: &str| disk[name].as_str().map(str::to_owned);
             let (serial, table) = (text("serial")?, text("table")?);
             Some((text("name")?, Identity { size_bytes: disk["size-bytes"].as_u64()?, serial, table }))
         };
-        value["disks"].as_array().filter(|_| value["format"] == RECORD_FORMAT)?.iter().map(disk).collect()
+        let disks = value["disks"].as_array().filter(|_| value["format"] == RECORD_FORMAT)?;
+        let id = value["id"].as_str().map(str::to_owned);
+        Some(Record { id, disks: disks.iter().map(disk).collect::<Option<_>>()? })
     };
     let wrong =
         || Error::invalid(format!("'{}' is damaged", path.display())).hint("Remove it to begin anew.");
     parse().map(Some).ok_or_else(wrong)
 }
 
-fn record(folder: &Path, disks: &[OfferedDisk]) -> Result<()> {
+fn record(folder: &Path, id: &str, disks: &[OfferedDisk]) -> Result<()> {
     let disk = |disk: &OfferedDisk| {
         let Identity { size_bytes, serial, table } = &disk.identity;
         json!({"name": disk.name, "size-bytes": size_bytes, "serial": serial, "table": table})
     };
     let disks: Vec<Value> = disks.iter().map(disk).collect();
-    write(&folder.join(RECORD), &json!({"format": RECORD_FORMAT, "disks": disks}).to_string())
-}
-
-/// Writes a file, all of it or nothing.
-fn write(path: &Path, text: &str) -> Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let write = || -> std::io::Result<()> {
-        let mut file = fs::File::create(&name)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&name, path)
-    };
-    write().map_err(Error::from).context(|| format!("Could not write '{}'", path.display()))
+    write_whole(&folder.join(RECORD), &json!({"format": RECORD_FORMAT, "id": id, "disks": disks}).to_string())
 }
 
 #[cfg(test)]
@@ -354,20 +366,20 @@ mod tests {
     fn a_machine_comes_and_is_complete_in_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let receiver = receiver(dir.path(), PLENTY);
-        let accepted = receiver.offer(&offer("web", "S")).unwrap();
+        let Acceptance { id, disks: accepted, .. } = receiver.offer(&offer("web", "S")).unwrap();
         assert_eq!((accepted[1].export.as_str(), accepted[1].begun), ("web/sdb", false));
         receiver.device("web/sdb").unwrap().write_at(b"bytes", 4096).unwrap();
         assert!(receiver.device("web/sdc").is_none());
         let folder = dir.path().join("web");
         assert_eq!(names(&folder), [RECORD, "sda.qcow2.partial", "sdb.qcow2.partial"]);
-        let wrong = receiver.complete("web", &machine(&["sda.qcow2", "/etc/passwd"])).unwrap_err();
+        let wrong = receiver.complete("web", &id, &machine(&["sda.qcow2", "/etc/passwd"])).unwrap_err();
         assert_eq!(wrong.kind(), ErrorKind::Invalid);
         let description = machine(&["sda.qcow2", "sdb.qcow2"]);
-        assert_eq!(receiver.complete("web", &description).unwrap(), folder);
+        assert_eq!(receiver.complete("web", &id, &description).unwrap(), folder);
         assert_eq!(names(&folder), ["machine.json", "sda.qcow2", "sdb.qcow2"]);
         // The same once more, as after a lost answer.
-        receiver.complete("web", &description).unwrap();
-        receiver.complete("web", &machine(&["sda.qcow2"])).unwrap_err();
+        receiver.complete("web", &id, &description).unwrap();
+        receiver.complete("web", &id, &machine(&["sda.qcow2"])).unwrap_err();
         let error = receiver.offer(&offer("web", "S")).unwrap_err();
         assert!(error.to_string().contains("complete machine"), "{error}");
         let guest = crate::source::read(folder.to_str().unwrap(), &Default::default()).unwrap();
@@ -384,12 +396,12 @@ mod tests {
         first.offer(&offer("", "S")).unwrap();
         let old = first.device("sda").unwrap();
         old.write_at(b"1", 0).unwrap();
-        assert!(first.offer(&offer("", "S")).unwrap()[0].begun);
+        assert!(first.offer(&offer("", "S")).unwrap().disks[0].begun);
         old.write_at(b"2", 0).unwrap_err();
         first.close().unwrap();
         // After the receiver has been started again; with two at once, the image is locked.
         let second = receiver(dir.path(), PLENTY);
-        assert!(second.offer(&offer("", "S")).unwrap()[0].begun);
+        assert!(second.offer(&offer("", "S")).unwrap().disks[0].begun);
         let mut byte = [0];
         second.device("sda").unwrap().read_at(&mut byte, 0).unwrap();
         assert_eq!(&byte, b"1");
@@ -401,9 +413,50 @@ mod tests {
         let error = second.offer(&offer("", "T")).unwrap_err();
         assert!(error.to_string().contains("another machine"), "{error}");
         let anew = second.offer(&Offer { restart: true, ..offer("", "T") }).unwrap();
-        assert!(!anew[0].begun);
+        assert!(!anew.disks[0].begun);
+        assert_eq!(anew.follows, None);
         second.device("sda").unwrap().read_at(&mut byte, 0).unwrap();
         assert_eq!(byte, [0]);
+    }
+
+    #[test]
+    fn who_was_the_last_to_write_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = receiver(dir.path(), PLENTY);
+        let one = first.offer(&offer("web", "S")).unwrap();
+        assert_eq!(one.follows, None);
+        let two = first.offer(&offer("web", "S")).unwrap();
+        assert_eq!(two.follows.as_ref(), Some(&one.id));
+        first.close().unwrap();
+        // After a restart of the receiver, too.
+        let second = receiver(dir.path(), PLENTY);
+        let three = second.offer(&offer("web", "S")).unwrap();
+        assert_eq!(three.follows.as_ref(), Some(&two.id));
+        assert_ne!(three.id, two.id);
+        second.close().unwrap();
+        drop(second);
+        // The folder is gone: who comes after another is not the one before.
+        fs::remove_dir_all(dir.path().join("web")).unwrap();
+        let third = receiver(dir.path(), PLENTY);
+        assert_eq!(third.offer(&offer("web", "S")).unwrap().follows, None);
+        assert_ne!(third.offer(&offer("web", "S")).unwrap().follows, Some(three.id));
+    }
+
+    #[test]
+    fn who_was_taken_over_from_completes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let receiver = receiver(dir.path(), PLENTY);
+        let description = machine(&["sda.qcow2", "sdb.qcow2"]);
+        let old = receiver.offer(&offer("web", "S")).unwrap();
+        for restart in [false, true] {
+            let new = receiver.offer(&Offer { restart, ..offer("web", "S") }).unwrap();
+            let error = receiver.complete("web", &old.id, &description).unwrap_err();
+            assert!(error.to_string().contains("taken over"), "{error}");
+            assert_eq!(names(&dir.path().join("web")), [RECORD, "sda.qcow2.partial", "sdb.qcow2.partial"]);
+            if restart {
+                receiver.complete("web", &new.id, &description).unwrap();
+            }
+        }
     }
 
     #[test]

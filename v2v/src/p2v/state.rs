@@ -3,15 +3,17 @@
 //! ```text
 //! {"format": "vimg-p2v-state", "version": 1, "disks": [
 //!   {"name": "sda", "size-bytes": 1000204886016, "serial": "S1", "table": "6a89..", "target": "sda.qcow2",
-//!    "segment-bytes": 16777216, "done": {"0": "SHA-256 of the segment", ...}}]}
+//!    "target-id": "0f5c..", "segment-bytes": 16777216, "done": {"0": "SHA-256 of the segment", ...}}]}
 //! ```
 //!
 //! A segment is in it only when the target has been flushed after it. The file is written beside itself and renamed.
+//! Whoever opens a target gives it a new random identifier, which is kept with it and here: if they are still the same, nobody
+//! else has written to it, and it is no other one.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{ErrorKind as IoErrorKind, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use block::{Error, ErrorKind, Result, ResultExt as _};
 use serde_json::{Map, Value, json};
@@ -49,6 +51,8 @@ pub struct DiskState {
     pub identity: Identity,
     /// Where it is copied to.
     pub target: String,
+    /// The identifier that the target got when it was opened last; `None`: it can have none.
+    pub target_id: Option<String>,
     /// Bytes per segment.
     pub segment_bytes: u64,
     /// The segments that are safe, by their number from 0.
@@ -81,16 +85,7 @@ impl State {
     /// # Errors
     /// The host failed.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut name = path.as_os_str().to_owned();
-        name.push(".new");
-        let new = Path::new(&name);
-        let write = || -> std::io::Result<()> {
-            let mut file = fs::File::create(new)?;
-            file.write_all(self.document().to_string().as_bytes())?;
-            file.sync_all()?;
-            fs::rename(new, path)
-        };
-        write().map_err(Error::from).context(|| format!("Could not write '{}'", path.display()))
+        write_whole(path, &self.document().to_string())
     }
 
     /// The entry of a disk, or a new one.
@@ -141,6 +136,7 @@ impl State {
                 "serial": disk.identity.serial,
                 "table": disk.identity.table,
                 "target": disk.target,
+                "target-id": disk.target_id,
                 "segment-bytes": disk.segment_bytes,
                 "complete": disk.complete,
                 "done": done,
@@ -171,13 +167,42 @@ fn parse_disk(value: &Value) -> Option<DiskState> {
             table: text("table")?,
         },
         target: text("target")?,
+        target_id: text("target-id"),
         segment_bytes: value["segment-bytes"].as_u64().filter(|bytes| *bytes > 0)?,
         done: done.collect::<Option<_>>()?,
         complete: value["complete"].as_bool()?,
     })
 }
 
-fn hexadecimal(digest: &Digest) -> String {
+/// Writes a small file, all of it or nothing, durably.
+///
+/// # Errors
+/// The host failed.
+pub fn write_whole(path: &Path, text: &str) -> Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    let write = || -> std::io::Result<()> {
+        let mut file = fs::File::create(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    write().map_err(Error::from).context(|| format!("Could not write '{}'", path.display()))
+}
+
+/// An identifier that nobody has had before.
+///
+/// # Errors
+/// The system has no random numbers.
+pub fn new_id() -> Result<String> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Error::new(ErrorKind::Io, format!("no random numbers: {error}")))?;
+    Ok(hexadecimal(&bytes))
+}
+
+fn hexadecimal(digest: &[u8]) -> String {
     use std::fmt::Write as _;
     digest.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
@@ -209,6 +234,7 @@ mod tests {
         let mut state = State::default();
         let disk = state.disk("sda", &identity, "x", 1 << 24).unwrap();
         disk.done.extend([(0, [1; 32]), (7, [0xab; 32])]);
+        disk.target_id = Some(new_id().unwrap());
         state.save(&path).unwrap();
         assert_eq!(State::load(&path).unwrap(), Some(state.clone()));
         // The same disk under another name.

@@ -305,6 +305,7 @@ fn job<'a>(
         part: Part::All,
         fresh: done.is_empty(),
         done,
+        trusted: true,
         segment_bytes: 2 * MIB as u64,
         threads: 3,
         rate: None,
@@ -390,6 +391,30 @@ fn a_second_run_copies_what_is_missing_and_what_has_changed() {
     assert!(contents(&*target) == contents(&*source));
     assert_eq!(tally.unchanged, 4 * MIB as u64, "{tally:?}");
     assert!(tally.written <= 4 * MIB as u64 + 1234 + 7, "{tally:?}");
+}
+
+#[test]
+fn another_target_than_before_is_read_and_what_is_missing_is_copied() {
+    let bytes = pattern();
+    let (source, target) = (device(bytes.clone()), device(vec![0; bytes.len()]));
+    let unused = 6 * MIB as u64..7 * MIB as u64;
+    let unused = std::slice::from_ref(&unused);
+    let safe = Mutex::new(BTreeMap::new());
+    let nothing = BTreeMap::new();
+    copy(&Job { unused, ..job(&source, &target, &nothing) }, &Quiet, &collect(&safe)).unwrap();
+    let done = safe.into_inner().unwrap();
+    // It has the first segment, and something else in another and where nothing is to be.
+    let other = device(vec![0; bytes.len()]);
+    other.write_at(&bytes[..2 * MIB], 0).unwrap();
+    other.write_at(b"foreign", 5 * MIB as u64).unwrap();
+    other.write_at(&bytes[7 * MIB..8 * MIB], 7 * MIB as u64).unwrap();
+    other.write_at(b"foreign", 6 * MIB as u64).unwrap();
+    let safe = Mutex::new(BTreeMap::new());
+    let again = Job { unused, trusted: false, ..job(&source, &other, &done) };
+    let tally = copy(&again, &Quiet, &collect(&safe)).unwrap();
+    assert!(contents(&*other) == contents(&*target));
+    assert_eq!(tally.unchanged, 4 * MIB as u64, "{tally:?}");
+    assert_eq!(safe.into_inner().unwrap(), done);
 }
 
 /// Says that it is enough once so many bytes are done.

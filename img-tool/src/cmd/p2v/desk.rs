@@ -7,7 +7,7 @@ use block::num::to_usize;
 use block::{BlockDevice, Error, Result};
 use image::{Format, OpenOptions, Secrets, Spec};
 use serde_json::Value;
-use v2v::p2v::offer::{self, Accepted, DESK, DESK_BYTES, Offer, Request};
+use v2v::p2v::offer::{self, Acceptance, DESK, DESK_BYTES, Offer, Request};
 
 use super::target::{PLACEHOLDER, with_export};
 use crate::app::App;
@@ -80,17 +80,18 @@ impl Desk {
     ///
     /// # Errors
     /// `Denied`: the receiver does not want it, with the reason; it cannot be reached.
-    pub(super) fn offer(&self, offer: Offer) -> Result<Vec<Accepted>> {
+    pub(super) fn offer(&self, offer: Offer) -> Result<Acceptance> {
         let count = offer.disks.len();
         offer::accepted(&self.ask(&Request::Offer(offer))?, count)
     }
 
-    /// Everything is there. The folder, as it is called at the other end.
+    /// Everything is there, says who got the acceptance `id`. The folder, as it is called at the other end.
     ///
     /// # Errors
     /// As [`offer`](Self::offer).
-    pub(super) fn complete(&self, machine: Value) -> Result<String> {
-        let said = self.ask(&Request::Complete { folder: self.folder.clone(), machine })?;
+    pub(super) fn complete(&self, id: &str, machine: Value) -> Result<String> {
+        let said =
+            self.ask(&Request::Complete { folder: self.folder.clone(), id: id.to_owned(), machine })?;
         Ok(said["folder"].as_str().unwrap_or_default().chars().filter(|c| !c.is_control()).collect())
     }
 

@@ -123,12 +123,12 @@ impl Counter {
             Request::Offer(machine) => {
                 let accepted = self.receiver.offer(&machine)?;
                 let name = machine.machine["name"].as_str().unwrap_or_default().escape_debug().to_string();
-                let again = if accepted.iter().any(|disk| disk.begun) { " goes on" } else { "" };
-                self.say(&format!("machine {name}: {} disk(s) coming{again}\n", accepted.len()));
+                let again = if accepted.disks.iter().any(|disk| disk.begun) { " goes on" } else { "" };
+                self.say(&format!("machine {name}: {} disk(s) coming{again}\n", accepted.disks.len()));
                 Ok(offer::acceptance(&accepted))
             }
-            Request::Complete { folder, machine } => {
-                let folder = self.receiver.complete(&folder, &machine)?;
+            Request::Complete { folder, id, machine } => {
+                let folder = self.receiver.complete(&folder, &id, &machine)?;
                 self.say(&format!("complete: {}\n", folder.display()));
                 self.complete.store(self.once, Ordering::Release);
                 Ok(json!({"folder": folder.to_string_lossy()}))

@@ -21,7 +21,7 @@ use image::Format;
 use image::progress::Progress;
 use v2v::guest::document;
 use v2v::p2v::copy::{self, Job, Part, SEGMENT, Tally};
-use v2v::p2v::offer::{Offer, OfferedDisk};
+use v2v::p2v::offer::{Acceptance, Accepted, Offer, OfferedDisk};
 use v2v::p2v::state::{Digest, DiskState, Identity, State};
 use v2v::p2v::{Found, PhysicalDisk};
 
@@ -30,7 +30,7 @@ use super::desk::Desk;
 use super::hold::{Hold, Wish};
 use super::snapshots::watched;
 use super::source;
-use super::target::{MACHINE, Place, send_description};
+use super::target::{MACHINE, Opened, Place, send_description};
 use crate::app::{App, directory_of};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::progress::Reporter;
@@ -114,24 +114,23 @@ fn places(
         let place = |disk: &&PhysicalDisk| Place::on_server(template, disk, wanted.len() == 1);
         return Ok((wanted.iter().map(place).collect(), None));
     };
-    let named = wanted.iter().map(|disk| (*disk, plain_name(disk), "raw")).collect::<Vec<_>>();
+    let named = wanted.iter().map(|disk| (*disk, disk.plain_name(), "raw")).collect::<Vec<_>>();
     let disk = |((disk, identity), data_bytes): ((&&PhysicalDisk, &Identity), u64)| OfferedDisk {
-        name: plain_name(disk),
+        name: disk.plain_name(),
         identity: identity.clone(),
         data_bytes,
     };
     let disks = wanted.iter().zip(identities).zip(estimate()?).map(disk).collect();
     let machine = document(&found.machine(&named));
     let offer = Offer { folder: desk.folder.clone(), restart: args.restart, machine, disks };
-    let accepted = desk.offer(offer)?;
-    let place =
-        |accepted: v2v::p2v::offer::Accepted| Place::Received { uri: desk.uri(&accepted.export), accepted };
-    Ok((accepted.into_iter().map(place).collect(), Some(desk)))
-}
-
-/// The name of a disk without anything that has a meaning in names of files.
-fn plain_name(disk: &PhysicalDisk) -> String {
-    disk.name.replace('!', "_")
+    let Acceptance { id, follows, disks } = desk.offer(offer)?;
+    let place = |accepted: Accepted| Place::Received {
+        uri: desk.uri(&accepted.export),
+        accepted,
+        id: id.clone(),
+        follows: follows.clone(),
+    };
+    Ok((disks.into_iter().map(place).collect(), Some(desk)))
 }
 
 fn state_path(args: &Args) -> PathBuf {
@@ -160,6 +159,10 @@ struct Copying<'a> {
     identity: &'a Identity,
     target: Arc<dyn BlockDevice>,
     fresh: bool,
+    /// What is known of it is true of this target: nobody else has written to it since.
+    trusted: bool,
+    /// The target's identifier.
+    id: Option<String>,
     known: DiskState,
 }
 
@@ -192,15 +195,23 @@ impl<'a> Run<'a> {
             return Err(Error::new(ErrorKind::Usage, message).hint("Remove it, or choose another folder."));
         }
         let secrets = self.args.objects.secrets().map_err(plain)?;
-        let (target, fresh) = place.open(disk.size_bytes, !known.done.is_empty(), &secrets, self.app)?;
+        let opened = place.open(disk.size_bytes, !known.done.is_empty(), &secrets, self.app)?;
+        let Opened { device: target, fresh, id, follows } = opened;
+        let trusted = follows.is_some() && known.target_id == follows;
         if target.size() > disk.size_bytes {
             let message = format!("{name} is larger than {}: what is behind the disk's end stays", disk.name);
             self.app.warn(&message);
         }
-        if fresh {
-            self.remember(&name, true, &[])?;
+        if !fresh && !trusted && !known.done.is_empty() {
+            self.app.tell(&format!("{name} may be another one than before: what is there is compared"));
         }
-        Ok(Some(Copying { disk, place, identity, target, fresh, known }))
+        // What has not been compared yet in the end is not what the new identifier stands for.
+        let anew = fresh || !trusted && id.is_some();
+        self.with_state(|state| {
+            state.disk(&disk.name, identity, &name, SEGMENT).map(|disk| disk.target_id.clone_from(&id))
+        })?;
+        self.remember(&name, anew, &[])?;
+        Ok(Some(Copying { disk, place, identity, target, fresh, trusted, id, known }))
     }
 
     /// Disks that nobody writes to: each is complete when it has been copied.
@@ -239,9 +250,8 @@ impl<'a> Run<'a> {
                 let part = if is_first { Part::Touching(ranges) } else { Part::Rest(ranges) };
                 let origin = Origin { source: &hold.sources[index], unused: &unused[index] };
                 let (taken, still) = (hold.taken(), hold.is_still());
-                let copied = watched(taken, still, self.reporter, |progress| {
-                    self.part(copy, &origin, part, progress)
-                });
+                let copied =
+                    watched(taken, still, self.reporter, |progress| self.part(copy, &origin, part, progress));
                 tallies[index] = tallies[index].plus(copied.context(|| copy.disk.name.clone())?);
             }
             Ok(())
@@ -284,6 +294,7 @@ impl<'a> Run<'a> {
             part,
             fresh: copy.fresh,
             done,
+            trusted: copy.trusted,
             segment_bytes: copy.known.segment_bytes,
             threads: self.args.threads.into(),
             rate: self.rate,
@@ -317,10 +328,10 @@ impl<'a> Run<'a> {
             let origin = Origin { source: &source, unused };
             copy::verify(&self.job(&copy, &origin, &nothing, Part::All), &digests, self.reporter)?;
         }
-        let Copying { disk, place, identity, target, .. } = copy;
+        let Copying { disk, place, identity, target, id, .. } = copy;
         target.close()?;
         drop(target);
-        place.complete()?;
+        place.complete(id.as_deref())?;
         self.with_state(|state| {
             state.disk(&disk.name, identity, &name, SEGMENT)?.complete = true;
             state.save(self.state_path)
@@ -401,7 +412,8 @@ fn describe(
         .collect();
     let machine = document(&found.machine(&disks));
     if let Some(desk) = desk {
-        let folder = desk.complete(machine)?;
+        let id = places.iter().find_map(Place::acceptance).unwrap_or_default();
+        let folder = desk.complete(id, machine)?;
         if !args.quiet {
             app.note(&format!("complete at the receiver: {folder}\n"));
         }

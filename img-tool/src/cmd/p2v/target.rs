@@ -8,6 +8,7 @@ use image::{CreateRequest, Format, OpenOptions, Secrets, Spec};
 use v2v::p2v::PhysicalDisk;
 use v2v::p2v::offer::Accepted;
 use v2v::p2v::receive::{give_back_leaks, partial};
+use v2v::p2v::state::{new_id, write_whole};
 
 use crate::app::App;
 
@@ -15,6 +16,9 @@ use crate::app::App;
 pub(super) const MACHINE: &str = "machine.json";
 /// What stands for a disk's name in a URI.
 pub(super) const PLACEHOLDER: &str = "{disk}";
+
+/// Behind the name of an image that is not complete: the identifier of who wrote to it last.
+const ID: &str = ".id";
 
 /// Where one disk goes.
 #[derive(Debug, Clone)]
@@ -37,20 +41,36 @@ pub(super) enum Place {
         uri: String,
         /// What the receiver has made of this machine's disk.
         accepted: Accepted,
+        /// Of the acceptance.
+        id: String,
+        /// Of the one before.
+        follows: Option<String>,
     },
+}
+
+/// A target that has been opened for writing.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) device: Arc<dyn BlockDevice>,
+    /// It is new, and all zeros.
+    pub(super) fresh: bool,
+    /// Its identifier from now on; `None`: it can have none.
+    pub(super) id: Option<String>,
+    /// The one that it had.
+    pub(super) follows: Option<String>,
 }
 
 impl Place {
     /// In a folder.
     pub(super) fn in_folder(folder: &Path, disk: &PhysicalDisk, format: Format) -> Self {
         let ending = if format.name() == "raw" { "raw" } else { format.name() };
-        let path = folder.join(format!("{}.{ending}", disk.name.replace('!', "_")));
+        let path = folder.join(format!("{}.{ending}", disk.plain_name()));
         Self::File { path, format }
     }
 
     /// On a server.
     pub(super) fn on_server(template: &str, disk: &PhysicalDisk, only: bool) -> Self {
-        Self::Export { uri: uri_of(template, &disk.name.replace('!', "_"), only) }
+        Self::Export { uri: uri_of(template, &disk.plain_name(), only) }
     }
 
     /// What the state knows it by.
@@ -61,6 +81,11 @@ impl Place {
         }
     }
 
+    /// The receiver's identifier of the acceptance.
+    pub(super) fn acceptance(&self) -> Option<&str> {
+        if let Self::Received { id, .. } = self { Some(id) } else { None }
+    }
+
     /// How the description names it: as it is called beside it.
     pub(super) fn in_description(&self, disk: &PhysicalDisk) -> (String, &'static str) {
         match self {
@@ -68,7 +93,7 @@ impl Place {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 (name, if format.name() == "raw" { "raw" } else { "qcow2" })
             }
-            Self::Export { .. } => (format!("{}.qcow2", disk.name.replace('!', "_")), "qcow2"),
+            Self::Export { .. } => (format!("{}.qcow2", disk.plain_name()), "qcow2"),
             Self::Received { accepted, .. } => {
                 (accepted.image.clone(), if accepted.format == "raw" { "raw" } else { "qcow2" })
             }
@@ -80,20 +105,20 @@ impl Place {
         matches!(self, Self::File { path, .. } if path.exists())
     }
 
-    /// Opens it for writing; a file that is not there is created. The second value: it is new, and all zeros.
+    /// Opens it for writing; a file that is not there is created.
     ///
     /// # Errors
     /// A complete file of the name is there; the host or the server refuses; no space.
-    pub(super) fn open(
-        &self,
-        size: u64,
-        begun: bool,
-        secrets: &Secrets,
-        app: &App,
-    ) -> Result<(Arc<dyn BlockDevice>, bool)> {
-        let (spec, format, new) = match self {
+    pub(super) fn open(&self, size: u64, begun: bool, secrets: &Secrets, app: &App) -> Result<Opened> {
+        let (mut id, mut follows) = (None, None);
+        let (spec, format, fresh) = match self {
             Self::File { path, format } => {
                 let partial = partial(path);
+                let mark = mark(path);
+                follows = std::fs::read_to_string(&mark).ok();
+                let given = new_id()?;
+                write_whole(&mark, &given)?;
+                id = Some(given);
                 let new = !(begun && partial.exists());
                 if !new {
                     give_back_leaks(&partial, *format)?;
@@ -107,7 +132,11 @@ impl Place {
             Self::Export { uri } | Self::Received { uri, .. } => {
                 let raw =
                     Format::from_name("raw").ok_or_else(|| Error::unsupported("raw is not built in"))?;
-                let fresh = matches!(self, Self::Received { accepted, .. } if !accepted.begun);
+                let mut fresh = false;
+                if let Self::Received { accepted, id: given, follows: before, .. } = self {
+                    fresh = !accepted.begun;
+                    (id, follows) = (Some(given.clone()), before.clone());
+                }
                 (Spec::from_filename(uri)?, raw, fresh)
             }
         };
@@ -119,7 +148,7 @@ impl Place {
             ..OpenOptions::default()
         };
         let layer = image::open(&spec, &options)?;
-        Ok((layer.device(), new))
+        Ok(Opened { device: layer.device(), fresh, id, follows })
     }
 
     /// Takes a complete file for one that is not: it is to be compared with the disk once more.
@@ -131,15 +160,30 @@ impl Place {
         Ok(std::fs::rename(path, partial(path))?)
     }
 
-    /// Gives a complete file its name.
+    /// Gives a complete file its name, says who gave it this identifier.
     ///
     /// # Errors
-    /// The host refuses.
-    pub(super) fn complete(&self) -> Result<()> {
+    /// `Locked`: somebody else has begun to write to it since; the host refuses.
+    pub(super) fn complete(&self, id: Option<&str>) -> Result<()> {
         let Self::File { path, .. } = self else { return Ok(()) };
+        if std::fs::read_to_string(mark(path)).ok().as_deref() != id {
+            let message = format!("another run of vimg p2v has taken over '{}'", path.display());
+            return Err(Error::new(ErrorKind::Locked, message));
+        }
         let renamed = std::fs::rename(partial(path), path);
-        renamed.map_err(Error::from).context(|| format!("Could not rename the image to '{}'", path.display()))
+        renamed
+            .map_err(Error::from)
+            .context(|| format!("Could not rename the image to '{}'", path.display()))?;
+        let _ = std::fs::remove_file(mark(path));
+        Ok(())
     }
+}
+
+/// The file with the identifier of an image that is not complete.
+fn mark(path: &Path) -> PathBuf {
+    let mut name = partial(path).into_os_string();
+    name.push(ID);
+    name.into()
 }
 
 /// The URI of a disk's export: in place of `{disk}`; or at the end, if the URI names no export or has to serve several disks.
@@ -203,6 +247,30 @@ pub(super) fn with_export(template: &str, export: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_knows_who_wrote_to_it_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let place =
+            Place::File { path: dir.path().join("sda.raw"), format: Format::from_name("raw").unwrap() };
+        let app = App::new("vimg");
+        let open = |begun| place.open(1 << 20, begun, &Secrets::default(), &app).unwrap();
+        let one = open(false);
+        assert!(one.fresh && one.follows.is_none());
+        let first = one.id.clone();
+        drop(one);
+        let two = open(true);
+        assert!(!two.fresh && two.follows == first && two.id != first);
+        let second = two.id.clone();
+        drop(two);
+        // Somebody else, whose image it becomes.
+        let other = open(false);
+        assert!(other.fresh && other.id != second);
+        let error = place.complete(second.as_deref()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Locked, "{error}");
+        place.complete(other.id.as_deref()).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
 
     #[test]
     fn every_disk_has_its_export() {
