@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
@@ -132,6 +133,8 @@ impl Machine {
         words.extend(self.args.iter().cloned());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Its own group: the terminal's interrupts are for us alone, and we end it.
+        command.process_group(0);
         let what = || format!("could not run '{}'", self.engine.program.display());
         let mut child = command.spawn().context(what)?;
         let complaints = child.stderr.take().map(|mut stream| {
