@@ -21,7 +21,7 @@ impl Output {
     /// Prints a text on standard output at once.
     pub(crate) fn print(&self, text: &str) -> Outcome<()> {
         let mut stdout = std::io::stdout().lock();
-        let text = if stdout.is_terminal() { for_terminal(text) } else { Cow::Borrowed(text) };
+        let text = if stdout.is_terminal() { for_terminal(text, true) } else { Cow::Borrowed(text) };
         stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| match error.kind() {
             ErrorKind::BrokenPipe => Failure::BrokenPipe,
             _ => block::Error::from(error).context("could not write to standard output").into(),
@@ -37,10 +37,11 @@ impl Output {
         })
     }
 
-    /// Prints a text on standard error; there is nobody left to tell if that fails.
+    /// Prints a text on standard error, harmless even if that is a file, which somebody will look at; there is nobody
+    /// left to tell if that fails.
     pub(crate) fn say(&self, text: &str) {
         let mut stderr = std::io::stderr().lock();
-        let text = if stderr.is_terminal() { for_terminal(text) } else { Cow::Borrowed(text) };
+        let text = for_terminal(text, self.colour);
         let _ = stderr.write_all(text.as_bytes());
     }
 
@@ -54,16 +55,21 @@ impl Output {
 const OWN: [&str; 2] = ["\x1b[36m", "\x1b[0m"];
 
 /// The text without characters that a terminal would obey: names inside images are a stranger's. Line ends and tabs
-/// stay, and our own colours.
-fn for_terminal(text: &str) -> Cow<'_, str> {
-    let harmless = |c: char| !c.is_control() || matches!(c, '\n' | '\r' | '\t');
+/// stay, and our own colours if there may be any.
+fn for_terminal(text: &str, colour: bool) -> Cow<'_, str> {
+    let harmless = |c: char| match c {
+        '\n' | '\r' | '\t' => true,
+        // Embeddings, overrides and isolates: they show text in another order (Unicode Standard Annex #9, section 2).
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => false,
+        c => !c.is_control(),
+    };
     if text.chars().all(harmless) {
         return Cow::Borrowed(text);
     }
     let mut safe = String::with_capacity(text.len() + 16);
     let mut rest = text;
     while let Some(c) = rest.chars().next() {
-        let own = OWN.into_iter().find(|sequence| rest.starts_with(sequence));
+        let own = OWN.into_iter().find(|sequence| colour && rest.starts_with(sequence));
         let (piece, tail) = rest.split_at(own.map_or(c.len_utf8(), str::len));
         match own {
             None if !harmless(c) => safe.extend(c.escape_unicode()),
@@ -115,8 +121,10 @@ mod tests {
 
     #[test]
     fn a_terminal_gets_nothing_to_obey_but_our_own_colours() {
-        assert_eq!(for_terminal("plain\ttext\r\n"), "plain\ttext\r\n");
-        assert_eq!(for_terminal("a\x1b]0;title\x07b\u{9b}c"), "a\\u{1b}]0;title\\u{7}b\\u{9b}c");
-        assert_eq!(for_terminal("\x1b[36mhint:\x1b[0m \x1b[2J"), "\x1b[36mhint:\x1b[0m \\u{1b}[2J");
+        assert_eq!(for_terminal("plain\ttext\r\n", true), "plain\ttext\r\n");
+        assert_eq!(for_terminal("a\x1b]0;title\x07b\u{9b}c", true), "a\\u{1b}]0;title\\u{7}b\\u{9b}c");
+        assert_eq!(for_terminal("\x1b[36mhint:\x1b[0m \x1b[2J", true), "\x1b[36mhint:\x1b[0m \\u{1b}[2J");
+        assert_eq!(for_terminal("\x1b[36ma\x7f", false), "\\u{1b}[36ma\\u{7f}");
+        assert_eq!(for_terminal("a\u{202e}b\u{2066}", true), "a\\u{202e}b\\u{2066}");
     }
 }

@@ -68,7 +68,7 @@ impl Disks {
         }
         let selects = |selector: &Selector| self.selects(selector, volume);
         let found = keys.open(&volume.device, &selects, effort).context(|| {
-            let uuid = volume.uuid();
+            let uuid = volume.uuid().escape_debug();
             format!("{} (LUKS, UUID {uuid})", volume.location)
         })?;
         Ok(found.map(|opened| Arc::new(opened) as _))
@@ -100,8 +100,9 @@ impl Disks {
                 Selector::All => continue,
                 Selector::Name(name) => name,
             };
-            let known: Vec<_> =
-                encrypted().map(|volume| format!("{} (UUID {})", volume.location, volume.uuid())).collect();
+            let known: Vec<_> = encrypted()
+                .map(|volume| format!("{} (UUID {})", volume.location, volume.uuid().escape_debug()))
+                .collect();
             let error = Error::new(
                 ErrorKind::NotFound,
                 format!("a key was given for '{wanted}', which is no encrypted volume of this guest"),
