@@ -25,6 +25,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::getppid;
+
 use block::{BlockDevice, Error, ErrorKind, ResultExt as _};
 use bootcheck::check::{self, Check, Listener};
 use bootcheck::engine::{Boot, Disk, MachineSpec};
@@ -157,6 +161,9 @@ pub(crate) struct Args {
     /// Say nothing: the exit code is the answer
     #[arg(short, long)]
     quiet: bool,
+    /// End when this process, which has started us, ends
+    #[arg(long, value_name = "PID", hide = true)]
+    ends_with: Option<i32>,
     #[command(flatten)]
     source: SourceArgs,
     #[command(flatten)]
@@ -187,6 +194,7 @@ fn checked(args: &Args, app: &App) -> Outcome {
         return source::list(args, &keys, output, app);
     }
     let reporter = Reporter::new(&ProgressArgs::default(), true, app)?;
+    args.ends_with.map(end_with).transpose()?;
     let chosen = choose::choose(&args.engine, app)?;
     let given = source::Given::read(args)?;
     let firmwares = wanted.firmware.as_ref().map(|firmware| Firmwares::read(firmware, args)).transpose()?;
@@ -204,6 +212,16 @@ fn checked(args: &Args, app: &App) -> Outcome {
         write_vars(file, &reports)?;
     }
     run.conclude(&reports, &reporter)
+}
+
+/// A signal ends this process in an orderly way as soon as its parent `pid` is gone.
+fn end_with(pid: i32) -> Outcome<()> {
+    prctl::set_pdeathsig(Signal::SIGTERM).map_err(Error::from)?;
+    // Gone already: nothing will be sent.
+    if getppid().as_raw() != pid {
+        return Err(Error::new(ErrorKind::Cancelled, "who has asked for the check is gone").into());
+    }
+    Ok(())
 }
 
 /// What the machine starts, what is known of it, and the firmware, if there is one.

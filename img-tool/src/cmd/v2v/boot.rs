@@ -32,6 +32,8 @@ pub(super) struct Test<'a> {
 
 /// How often the child is asked whether it has ended.
 const ASK: Duration = Duration::from_millis(50);
+/// The verdict of a check that could not be made.
+const NOT_CHECKED: &str = "not-checked";
 /// More memory than this is not needed to see a guest boot, less is not enough.
 const MEMORY: std::ops::RangeInclusive<u64> = 512 << 20..=2 << 30;
 
@@ -41,6 +43,7 @@ impl Test<'_> {
         let memory = self.memory_bytes.clamp(*MEMORY.start(), *MEMORY.end()) >> 20;
         let mut command = Command::new(me);
         command.args(["bootcheck", "--output", "json", "--engine", self.engine]);
+        command.arg("--ends-with").arg(std::process::id().to_string());
         command.arg("--memory").arg(format!("{memory}M")).arg("--console").arg(self.console);
         if let Some(firmware) = self.firmware {
             command.args(["--firmware", firmware.name()]);
@@ -87,17 +90,30 @@ impl Test<'_> {
             if signal.load(Ordering::Relaxed) != 0 {
                 terminate(&child);
                 child.wait()?;
-                return Err(Error::new(ErrorKind::Cancelled, "the boot test was interrupted"));
+                return Err(interrupted());
             }
             std::thread::sleep(ASK);
         }
         let answer = answer.join().unwrap_or_default();
         let complaints = complaints.join().unwrap_or_default();
-        let document = serde_json::from_slice(&answer).ok();
-        document.as_ref().and_then(BootTest::of_document).ok_or_else(|| {
-            let words = String::from_utf8_lossy(&complaints);
-            Error::new(ErrorKind::Io, format!("the boot test gave no answer: {}", words.trim()))
-        })
+        conclude(&answer, &complaints, signal.load(Ordering::Relaxed) != 0)
+    }
+}
+
+fn interrupted() -> Error {
+    Error::new(ErrorKind::Cancelled, "the boot test was interrupted")
+}
+
+/// What the child has found out. The terminal's signals reach it, too: it may have ended for them before we did.
+fn conclude(answer: &[u8], complaints: &[u8], signalled: bool) -> Result<BootTest> {
+    let document = serde_json::from_slice(answer).ok();
+    match document.as_ref().and_then(BootTest::of_document) {
+        Some(tested) if !(signalled && tested.verdict == NOT_CHECKED) => Ok(tested),
+        _ if signalled => Err(interrupted()),
+        _ => {
+            let words = String::from_utf8_lossy(complaints);
+            Err(Error::new(ErrorKind::Io, format!("the boot test gave no answer: {}", words.trim())))
+        }
     }
 }
 
@@ -124,6 +140,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_interrupted_child_is_an_interrupted_test() {
+        let answer = |verdict: &str| format!("{{\"checks\": [{{\"verdict\": \"{verdict}\"}}]}}").into_bytes();
+        let kind = |answer: &[u8], signalled| conclude(answer, b"", signalled).map_err(|error| error.kind());
+        assert_eq!(kind(&answer(NOT_CHECKED), true).unwrap_err(), ErrorKind::Cancelled);
+        assert_eq!(kind(b"", true).unwrap_err(), ErrorKind::Cancelled);
+        assert_eq!(kind(b"", false).unwrap_err(), ErrorKind::Io);
+        assert_eq!(kind(&answer(NOT_CHECKED), false).unwrap().verdict, NOT_CHECKED);
+        // What it found out before the signal came counts.
+        assert_eq!(kind(&answer("boots"), true).unwrap().verdict, "boots");
+    }
+
+    #[test]
     fn the_command_line_of_the_test() {
         let test = Test {
             disks: vec![("/a.qcow2".into(), "qcow2"), ("/b.raw".into(), "raw")],
@@ -138,8 +166,11 @@ mod tests {
         let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
         assert_eq!(
             words.join(" "),
-            "bootcheck --output json --engine auto --memory 2048M --console /c.log --firmware uefi --timeout 60 \
-             --format qcow2 /a.qcow2 --disk /b.raw"
+            format!(
+                "bootcheck --output json --engine auto --ends-with {} --memory 2048M --console /c.log --firmware uefi \
+                 --timeout 60 --format qcow2 /a.qcow2 --disk /b.raw",
+                std::process::id()
+            )
         );
     }
 }
