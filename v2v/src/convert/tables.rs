@@ -6,7 +6,7 @@ use super::draft::{Draft, Why};
 use super::lvm;
 use super::names::{Names, Reader, Verdict};
 use super::text::{each_line, map_devices};
-use crate::inspect::{Init, System, fstab as lines, is_waited_for, stops};
+use crate::inspect::{Init, System, fstab as lines, is_missed, is_waited_for, stops};
 use crate::plan::Stop;
 
 /// File systems that only the tools of another hypervisor can mount.
@@ -27,13 +27,20 @@ pub(crate) fn convert(draft: &mut Draft<'_>, names: &Names, system: &System) {
     draft.edit("/etc/fstab", why("file systems are mounted by names that exist on KVM"), |text| {
         fstab_of(text, names, Some(system.root), &mut unknown)
     });
+    let mut told = vec![];
     for (spec, path) in unknown {
         ambiguous(draft, system, &spec, &path);
+        told.push(lines::unescape(&spec));
     }
-    let mut unknown = vec![];
+    let (mut unknown, mut mapped) = (vec![], vec![]);
     draft.edit("/etc/crypttab", why("encrypted volumes are found by names that exist on KVM"), |text| {
+        let first = text.lines().filter_map(|line| line.split_whitespace().next());
+        mapped.extend(first.map(|name| format!("/dev/mapper/{name}")));
         crypttab(text, names, &mut unknown)
     });
+    // What crypttab makes is told with crypttab.
+    told.extend(mapped);
+    missed(draft, names, system, &told);
     for name in unknown {
         draft.ask(format!(
             "/etc/crypttab: {name} is on none of the given disks: give that disk too, or add nofail to its line or remove it, since systemd waits for it."
@@ -87,6 +94,39 @@ fn ambiguous(draft: &mut Draft<'_>, system: &System, spec: &str, path: &str) {
         None => !matches!(path, "none" | "swap"),
     };
     if stops { draft.stop(stop.message, stop.hint) } else { draft.ask(stop.sentence()) }
+}
+
+/// Lines of fstab that the guest starts without, and that nothing on the disks fits. `told`: names of which something has
+/// been said.
+fn missed(draft: &mut Draft<'_>, names: &Names, system: &System, told: &[String]) {
+    for mount in &system.mounts {
+        let spec = &mount.spec;
+        let quoted = format!("'{spec}'");
+        let about = |found: &&crate::inspect::Obstacle| found.message.contains(&quoted);
+        if mount.path == Path::new("/") {
+            let is_lost = |found: &crate::inspect::Obstacle| found.code == "mount-missing" && about(&found);
+            if system.obstacles.iter().any(is_lost) {
+                draft.ask(format!(
+                    "/etc/fstab: {spec} for / is on none of the given disks; the root is another: correct that line in the guest."
+                ));
+            }
+            continue;
+        }
+        let is_told = told.contains(spec)
+            || system
+                .obstacles
+                .iter()
+                .filter(about)
+                .any(|found| found.fatal || found.message.contains("may lie in"));
+        // Names that get another one are found by it.
+        if !is_missed(mount) || is_told || matches!(names.judge(spec, Reader::Tags), Verdict::Becomes(_)) {
+            continue;
+        }
+        draft.ask(format!(
+            "/etc/fstab: {spec} for {} was not found on the given disks: give that disk too, or remove the line; the guest starts without it.",
+            mount.path.display()
+        ));
+    }
 }
 
 /// LVM's devices file, where it cannot be taken away: entries by the names on KVM, which LVM compares with the UUIDs of the
@@ -407,6 +447,39 @@ tmpfs /tmp tmpfs defaults 0 0";
         assert!(!stops(Init::Systemd, "/dev/sdb1 /backup ext3 _netdev 0 2"));
         assert!(!stops(Init::Systemd, "/dev/sdb1 /backup ext3 rw,x-systemd.automount 0 2"));
         assert!(!stops(Init::Systemd, "/dev/sdb1 none swap sw 0 0"));
+    }
+
+    /// Swap and lines with nofail hold nobody up, but somebody should know.
+    #[test]
+    fn what_is_missed_is_to_do() {
+        use super::super::tree::memory::Memory;
+        use crate::inspect::parsers;
+        let to_do = |line: &str| {
+            let system = System { mounts: parsers::fstab(line), ..System::default() };
+            let tree = Memory::default();
+            let mut draft = Draft::new(&tree);
+            missed(&mut draft, &vmware(), &system, &["/dev/mapper/swap".to_owned()]);
+            draft.finish().unwrap().to_do
+        };
+        for line in [
+            "UUID=12 none swap sw 0 0",
+            "UUID=12 /x ext4 nofail 0 0",
+            "/dev/foo9 /opt/x xfs nofail 0 2",
+            "/dev/sdc1 /x ext4 nofail 0 0",
+        ] {
+            let (found, spec) = (to_do(line), line.split(' ').next().unwrap());
+            assert!(matches!(found.as_slice(), [only] if only.contains(spec)), "{line}: {found:?}");
+        }
+        for line in [
+            "UUID=12 /x ext4 noauto 0 0",
+            "UUID=12 /x ext4 _netdev 0 0",
+            "/dev/mapper/swap none swap sw 0 0",
+            "/dev/sr0 /media iso9660 nofail 0 0",
+            "tmpfs /tmp tmpfs defaults 0 0",
+            "server:/x /x nfs nofail 0 0",
+        ] {
+            assert_eq!(to_do(line), [""; 0], "{line}");
+        }
     }
 
     #[test]

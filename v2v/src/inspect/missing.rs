@@ -55,6 +55,13 @@ pub(super) fn find(
         let fatal = starts && place.as_ref().is_none_or(Option::is_none) && stops(system, mount);
         in_vain_of(mount, place.flatten(), fatal)
     }));
+    found.extend(system.mounts.iter().filter(|mount| mount.path == Path::new("/")).filter_map(|mount| {
+        let is_tag = is_on_a_disk(&mount.spec) && !mount.spec.starts_with("/dev/");
+        let lost = is_tag
+            && names.find(disks, &mount.spec).is_none()
+            && lies_unread(disks, &mount.spec, hidden.as_deref()).is_none();
+        lost.then(|| in_vain_of(mount, None, false))
+    }));
     found
 }
 
@@ -92,6 +99,12 @@ fn in_vain_of(mount: &Mount, place: Option<String>, fatal: bool) -> Obstacle {
 pub(crate) fn is_waited_for(mount: &Mount) -> bool {
     let needed = !mount.options.split(',').any(|option| DISPENSABLE.contains(&option));
     needed && is_on_a_disk(&mount.spec) && !is_network(&mount.kind)
+}
+
+/// Whether nothing on the disks fits a line that is meant for a disk and used at each start, with or without a wait.
+pub(crate) fn is_missed(mount: &Mount) -> bool {
+    let is_optional = mount.options.split(',').any(|option| matches!(option, "noauto" | "_netdev"));
+    mount.volume.is_none() && !is_optional && is_on_a_disk(&mount.spec) && !is_network(&mount.kind)
 }
 
 /// Whether a start stops where something that it waits for is missing. systemd does, and so does mountall of Upstart

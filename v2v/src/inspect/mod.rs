@@ -41,7 +41,7 @@ use crate::view::GuestView;
 
 pub use document::{document, to_text};
 pub use drivers::DRIVERS;
-pub(crate) use missing::{is_waited_for, stops};
+pub(crate) use missing::{is_missed, is_waited_for, stops};
 pub use windows::Windows;
 pub(crate) use windows::open_hive;
 
