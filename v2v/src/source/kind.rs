@@ -63,11 +63,13 @@ pub(super) struct Found {
     /// The description's path, or the disk's name.
     pub(super) name: String,
     pub(super) notes: Vec<String>,
+    /// Why it is hardly the disk that it is taken for, unless somebody says that it is one.
+    pub(super) doubt: Option<String>,
 }
 
 impl Found {
     fn new(kind: Kind, name: impl Into<String>) -> Self {
-        Self { kind, name: name.into(), notes: vec![] }
+        Self { kind, name: name.into(), notes: vec![], doubt: None }
     }
 }
 
@@ -111,10 +113,37 @@ fn of_file(path: &Path, source: &str) -> Result<Found> {
     refuse_packed(&head).context(|| format!("'{source}'"))?;
     let Some(kind) = of_text(&head, path).context(|| format!("'{source}'"))? else {
         let mut found = Found::new(Kind::Disk, source);
+        found.doubt = doubt(path, &head);
         found.notes.extend(misnamed(path));
         return Ok(found);
     };
     Ok(Found::new(kind, source))
+}
+
+/// That a file with the ending of a description is neither that nor an image of a known format.
+fn doubt(path: &Path, head: &[u8]) -> Option<String> {
+    let what = match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+        "ova" => "an OVA is a tar archive",
+        "ovf" => "an OVF description is XML with the root 'Envelope'",
+        "vmx" => "a VMX is text with lines 'key = \"value\"'",
+        "vbox" => "a VirtualBox configuration is XML with the root 'VirtualBox'",
+        _ => return None,
+    };
+    let name = path.display();
+    let doubt = match head {
+        [] => format!("'{name}' is empty; {what}"),
+        _ => format!("'{name}' is not what its name says; {what}"),
+    };
+    (!is_image(head)).then_some(doubt)
+}
+
+/// Whether the first bytes are those of an image that is not raw, or of a disk with a boot sector.
+fn is_image(head: &[u8]) -> bool {
+    const MAGICS: [&[u8]; 7] =
+        [b"QFI\xfb", b"KDMV", b"COWD", b"# Disk DescriptorFile", b"vhdxfile", b"conectix", b"LUKS\xba\xbe"];
+    MAGICS.iter().any(|magic| head.starts_with(magic))
+        || head.get(0x40..0x44) == Some(&[0x7f, 0x10, 0xda, 0xbe])
+        || head.get(510..512) == Some(&[0x55, 0xaa])
 }
 
 /// That a file with the ending of a description is a disk.
@@ -314,6 +343,31 @@ mod tests {
         assert_eq!(root("<?xml"), None);
         let wide: Vec<u8> = "\u{feff}<configuration>".encode_utf16().flat_map(u16::to_le_bytes).collect();
         assert_eq!(xml_root(&wide).as_deref(), Some("configuration"));
+    }
+
+    #[test]
+    fn what_is_no_description_is_not_taken_for_a_disk() {
+        let doubts = |name: &str, head: &[u8]| doubt(Path::new(name), head);
+        for name in ["a.ova", "a.OVF", "a.vmx", "a.vbox"] {
+            assert!(doubts(name, b"").unwrap().contains("is empty"));
+            assert!(doubts(name, b"noise\0").unwrap().contains("not what its name says"));
+            assert_eq!(doubts(name, b"QFI\xfb\0\0\0\x03"), None);
+        }
+        let mut sector = [0; 512];
+        (sector[510], sector[511]) = (0x55, 0xaa);
+        assert_eq!(doubts("a.vmx", &sector), None);
+        for name in ["a.xml", "a.raw", "a"] {
+            assert_eq!(doubts(name, b"noise\0"), None);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("web.ova");
+        std::fs::write(&file, b"noise\0").unwrap();
+        let read =
+            |options: &crate::source::SourceOptions| crate::source::read(file.to_str().unwrap(), options);
+        let mut options = crate::source::SourceOptions::default();
+        assert!(read(&options).unwrap_err().hints().iter().any(|hint| hint.contains("-f raw")));
+        options.disks_have_format = true;
+        assert_eq!(read(&options).unwrap().disks.len(), 1);
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub struct SourceOptions {
     pub disks: Vec<String>,
     /// Which machine of an OVF package with several, by its id or name.
     pub system: Option<String>,
+    /// Whether somebody says which format the disks have: what is named like a description but is none is a disk then.
+    pub disks_have_format: bool,
     /// What names in descriptions may lead to.
     pub policy: Policy,
 }
@@ -78,17 +80,29 @@ pub struct SourceOptions {
 /// (encrypted machines, packages in pieces), with what can be done about it; `Usage` where the user has to choose (several
 /// descriptions in a folder, several machines in a package); `Denied` for names that the policy forbids.
 pub fn read(source: &str, options: &SourceOptions) -> Result<Guest> {
-    let mut guest = read_kind(&kind::find(source)?, options).context(|| format!("'{source}'"))?;
+    let found = kind::find(source)?;
+    refuse_doubtful(&found, options)?;
+    let mut guest = read_kind(&found, options).context(|| format!("'{source}'"))?;
     for name in &options.disks {
-        disks::add(&mut guest, &further_disk(name)?);
+        disks::add(&mut guest, &further_disk(name, options)?);
     }
     overrule(&mut guest, options);
     Ok(guest)
 }
 
+/// Refuses what has the name of a description and is nothing that is known: as a raw disk it would be noise.
+fn refuse_doubtful(found: &kind::Found, options: &SourceOptions) -> Result<()> {
+    match &found.doubt {
+        Some(doubt) if !options.disks_have_format => Err(Error::invalid(doubt.clone())
+            .hint("if it was copied or downloaded, do that again; if it is a raw disk, say so: -f raw, or rename it")),
+        _ => Ok(()),
+    }
+}
+
 /// The name of a disk beside those of the source.
-fn further_disk(name: &str) -> Result<String> {
+fn further_disk(name: &str, options: &SourceOptions) -> Result<String> {
     let found = kind::find(name)?;
+    refuse_doubtful(&found, options)?;
     match found.kind {
         Kind::Disk => Ok(found.name),
         kind => Err(Error::usage(format!("'{name}' is a machine ({}), not a further disk", kind.name()))
