@@ -162,7 +162,15 @@ impl Found {
             };
             self.disks.iter().find(known).ok_or_else(|| self.missing(short))
         };
-        wanted.iter().map(find).collect()
+        let mut found: Vec<&PhysicalDisk> = vec![];
+        for name in wanted {
+            let disk = find(name)?;
+            if found.iter().any(|other| other.name == disk.name) {
+                return Err(block::Error::usage(format!("the disk '{}' is given twice", disk.name)));
+            }
+            found.push(disk);
+        }
+        Ok(found)
     }
 
     fn missing(&self, name: &str) -> block::Error {
