@@ -16,6 +16,9 @@ use crate::exit::{Failure, Outcome};
 /// The largest key file (cryptsetup's limit).
 const MOST_KEY: u64 = 8 << 20;
 
+/// The most passphrases of standard input: each costs what a key derivation does.
+const MOST_PASSPHRASES: usize = 1024;
+
 /// How the keys of a guest are given.
 #[derive(Clone, Default, clap::Args)]
 pub(crate) struct KeyArgs {
@@ -40,6 +43,26 @@ impl std::fmt::Debug for KeyArgs {
 }
 
 impl KeyArgs {
+    /// What to do about an error of opening an image, where keys for what is in it are given.
+    pub(crate) fn unopened(&self, error: Error) -> Error {
+        let said = error.to_string();
+        let about_luks = said.contains("luks") || said.contains("key-secret");
+        match about_luks && (!self.key.is_empty() || self.keys_from_stdin) {
+            true => {
+                error.hint("if it is a raw disk that the guest has encrypted from its first byte: -f raw")
+            }
+            false => error,
+        }
+    }
+
+    /// The same for a command's failure.
+    pub(crate) fn unopened_failure(&self, failure: Failure) -> Failure {
+        match failure {
+            Failure::Error { exit, error } => Failure::Error { exit, error: self.unopened(error) },
+            other => other,
+        }
+    }
+
     /// As options of a command line.
     pub(crate) fn words(&self) -> impl Iterator<Item = String> + '_ {
         self.key.iter().map(|key| format!("--key={key}"))
@@ -54,20 +77,38 @@ impl KeyArgs {
         if self.keys_from_stdin {
             let mut bytes = Secret::default();
             let stdin = std::io::stdin().lock();
-            let read = stdin.take(MOST_KEY).read_to_end(bytes.vec_mut());
+            let read = stdin.take(MOST_KEY + 1).read_to_end(bytes.vec_mut());
             read.context(|| "could not read the keys from standard input".to_owned())?;
-            let lines = bytes.split(|byte| *byte == b'\n');
-            let lines =
-                lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line)).filter(|line| !line.is_empty());
-            let passphrases: Vec<_> = lines.map(|line| Secret::new(line.to_vec())).collect();
-            if passphrases.is_empty() {
-                return Err(Failure::usage("--keys-from-stdin: there is no passphrase on standard input"));
-            }
-            keys.push(Key { selector: Selector::All, passphrases });
+            keys.push(Key { selector: Selector::All, passphrases: of_lines(&bytes)? });
         }
         let effort = if app.global.slow_keys { Effort::UNBOUNDED } else { Effort::DEFAULT };
         Ok(Keys::new(keys, effort))
     }
+}
+
+/// The passphrases of standard input, one a line, equal ones once.
+fn of_lines(bytes: &[u8]) -> Outcome<Vec<Secret>> {
+    if bytes.len() as u64 > MOST_KEY {
+        return Err(
+            Error::unsupported("--keys-from-stdin: there are more than 8 MiB on standard input").into()
+        );
+    }
+    let mut found: Vec<Secret> = vec![];
+    for line in bytes.split(|byte| *byte == b'\n') {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.is_empty() || found.iter().any(|known| **known == *line) {
+            continue;
+        }
+        if found.len() == MOST_PASSPHRASES {
+            let message = format!("--keys-from-stdin: there are more than {MOST_PASSPHRASES} passphrases");
+            return Err(Error::unsupported(message).into());
+        }
+        found.push(Secret::new(line.to_vec()));
+    }
+    if found.is_empty() {
+        return Err(Failure::usage("--keys-from-stdin: there is no passphrase on standard input"));
+    }
+    Ok(found)
 }
 
 /// What to do about an error of opening the disks of a guest.
@@ -128,6 +169,28 @@ fn of_file(path: &Path) -> Outcome<Vec<Secret>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn passphrases_of_lines() {
+        assert_eq!(of_lines(b"a\r\nb\n\na\n").unwrap(), [Secret::from("a"), Secret::from("b")]);
+        of_lines(b"\n\n").unwrap_err();
+        let many = |count: usize| (0..count).map(|index| format!("{index}\n")).collect::<String>();
+        assert_eq!(of_lines(many(1024).as_bytes()).unwrap().len(), 1024);
+        of_lines(many(1025).as_bytes()).unwrap_err();
+        let most = usize::try_from(MOST_KEY).unwrap();
+        assert_eq!(of_lines("abc\n".repeat(most / 4).as_bytes()).unwrap(), [Secret::from("abc")]);
+        of_lines(&vec![b'x'; most + 1]).unwrap_err();
+    }
+
+    #[test]
+    fn only_given_keys_name_the_way_out() {
+        let error = || Error::usage("Parameter 'key-secret' is required for cipher");
+        let given = KeyArgs { key: vec!["all:key:x".to_owned()], keys_from_stdin: false };
+        assert_eq!(given.unopened(error()).hints().len(), error().hints().len() + 1);
+        assert_eq!(KeyArgs::default().unopened(error()).hints().len(), error().hints().len());
+        let other = Error::usage("no such file");
+        assert!(given.unopened(other).hints().is_empty());
+    }
 
     #[test]
     fn selectors_and_passphrases() {

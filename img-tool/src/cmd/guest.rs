@@ -123,7 +123,8 @@ impl Opened {
 impl GuestArgs {
     /// Opens the image and the further disks.
     pub(crate) fn open(&self, filename: &str, app: &App) -> Outcome<Opened> {
-        let mut opened = open(&[filename.to_owned()], self.format.as_slice(), &self.source, app)?;
+        let mut opened = open(&[filename.to_owned()], self.format.as_slice(), &self.source, app)
+            .map_err(|failure| self.keys.unopened_failure(failure))?;
         opened.keys = self.keys.read(&self.source.objects.secrets()?, app)?;
         for further in &self.disk {
             if !self.source.image_opts {

@@ -25,7 +25,7 @@ Examples:
   vimg inspect --key all:file:passphrase.txt disk.qcow2
   vimg inspect 'guest.ova:disk1.vmdk'")]
 pub(crate) struct Args {
-    /// Format of the images: one for all, or one for each (default: found out from their contents)
+    /// Format of the images: one for all, or one for each in their order, -f repeated (default: found out from their contents)
     #[arg(short, long, value_name = "FMT")]
     format: Vec<String>,
     /// human or json
@@ -42,7 +42,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
     let output = OutputFormat::parse(args.output.as_deref(), "inspect", app)?;
-    let mut opened = super::guest::open(&args.filenames, &args.format, &args.source, app)?;
+    let mut opened = super::guest::open(&args.filenames, &args.format, &args.source, app)
+        .map_err(|failure| args.keys.unopened_failure(failure))?;
     opened.keys = args.keys.read(&args.source.objects.secrets()?, app)?;
     app.confine(&[]);
     let disks = opened.look()?;

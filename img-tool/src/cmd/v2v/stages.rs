@@ -252,6 +252,7 @@ impl Context<'_> {
             nics: args.nic.iter().map(|text| source::parse_nic(text)).collect::<block::Result<Vec<Nic>>>()?,
             disks: further.to_vec(),
             system: args.system.clone(),
+            disks_have_format: args.format.is_some(),
             policy: self.app.policy(),
             ..SourceOptions::default()
         };
@@ -298,7 +299,9 @@ impl Context<'_> {
             ..OpenOptions::default()
         };
         let mut opened = vec![];
-        for (disk, found) in report.guest.disks.iter().zip(source::open_disks(&report.guest, &options)?) {
+        let found =
+            source::open_disks(&report.guest, &options).map_err(|error| self.args.keys.unopened(error))?;
+        for (disk, found) in report.guest.disks.iter().zip(found) {
             report.warnings.extend(found.notes);
             report.disks.push(ReportedDisk {
                 id: disk.id.clone(),
@@ -332,6 +335,13 @@ impl Context<'_> {
 
     fn plan(&self, disks: &Disks, report: &mut Report) -> Outcome<Plan> {
         if self.args.no_changes {
+            for stop in self.obstacles(report) {
+                let warning = format!(
+                    "Nothing was changed in the guest, and it would not start on KVM: {}",
+                    stop.sentence()
+                );
+                report.warnings.push(warning);
+            }
             return Ok(Plan::default());
         }
         if report.inspection.systems.is_empty() && !self.args.force {
@@ -345,6 +355,12 @@ impl Context<'_> {
         }
         report.stops = self.obstacles(report);
         report.stops.extend(plan.stops.iter().cloned());
+        if report.inspection.systems.is_empty() {
+            report.stops.push(Stop {
+                message: "no operating system was found on the disks".to_owned(),
+                hint: "to copy disks that are to have none: --no-changes".to_owned(),
+            });
+        }
         Ok(plan)
     }
 
@@ -482,7 +498,7 @@ impl Context<'_> {
             let options = self.create_options();
             let copied = self
                 .copy_disk(disk, &now, self.format, options, self.args.compress)
-                .context(|| report.disks[index].id.clone())?;
+                .context(|| format!("{} to '{}'", report.disks[index].id, end.display()))?;
             report.disks[index].output = end.display().to_string();
             report.disks[index].copied_bytes = copied.tally.copied.saturating_add(copied.tally.shared);
             report.disks[index].taken_bytes = taken(&now);
