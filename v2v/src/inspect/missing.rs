@@ -55,9 +55,12 @@ pub(super) fn find(
         let fatal = starts && place.as_ref().is_none_or(Option::is_none) && stops(system, mount);
         in_vain_of(mount, place.flatten(), fatal)
     }));
+    // A root that is nowhere has been told.
+    let is_told = found.iter().any(|obstacle| obstacle.code == "root-missing");
     found.extend(system.mounts.iter().filter(|mount| mount.path == Path::new("/")).filter_map(|mount| {
         let is_tag = is_on_a_disk(&mount.spec) && !mount.spec.starts_with("/dev/");
         let lost = is_tag
+            && !is_told
             && names.find(disks, &mount.spec).is_none()
             && lies_unread(disks, &mount.spec, hidden.as_deref()).is_none();
         lost.then(|| in_vain_of(mount, None, false))
