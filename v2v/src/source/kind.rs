@@ -1,11 +1,10 @@
 //! What a name is: found out from contents, with the ending of the name as a last resort.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::file::{FileOptions, HostFile};
+use block::num::to_usize;
 use block::{Error, ErrorKind, Result, ResultExt as _, Storage};
 use foreign::archive::{self, Gzip};
 
@@ -103,10 +102,7 @@ fn is_name_of_image(source: &str) -> bool {
 }
 
 fn of_file(path: &Path, source: &str) -> Result<Found> {
-    let mut head = vec![];
-    File::open(path)
-        .and_then(|file| file.take(HEAD as u64).read_to_end(&mut head))
-        .context(|| format!("could not read '{source}'"))?;
+    let head = head(path).context(|| format!("could not read '{source}'"))?;
     if archive::looks_like_archive(&head) {
         return archive_kind(path, source, archive::is_tar(&head));
     }
@@ -118,6 +114,18 @@ fn of_file(path: &Path, source: &str) -> Result<Found> {
         return Ok(found);
     };
     Ok(Found::new(kind, source))
+}
+
+/// The first bytes, without a trace: it may be a disk of which nothing is to change, not even when it was read.
+fn head(path: &Path) -> Result<Vec<u8>> {
+    let file = HostFile::open(path, &looking())?;
+    let mut head = vec![0; to_usize(file.len()?.min(HEAD as u64))];
+    file.read_at(&mut head, 0)?;
+    Ok(head)
+}
+
+fn looking() -> FileOptions {
+    FileOptions { keep_access_time: true, ..FileOptions::read_only() }
 }
 
 /// That a file with the ending of a description is neither that nor an image of a known format.
@@ -162,7 +170,7 @@ fn archive_kind(path: &Path, source: &str, is_tar: bool) -> Result<Found> {
     if is_tar {
         return Ok(Found::new(Kind::Ova, source));
     }
-    let file: Arc<dyn Storage> = Arc::new(HostFile::open(path, &FileOptions::read_only())?);
+    let file: Arc<dyn Storage> = Arc::new(HostFile::open(path, &looking())?);
     let mut first = [0; archive::PROBE_LEN];
     Gzip::new(file)?.read_at(&mut first, 0).context(|| format!("'{source}'"))?;
     if archive::is_tar(&first) {
@@ -343,6 +351,18 @@ mod tests {
         assert_eq!(root("<?xml"), None);
         let wide: Vec<u8> = "\u{feff}<configuration>".encode_utf16().flat_map(u16::to_le_bytes).collect();
         assert_eq!(xml_root(&wide).as_deref(), Some("configuration"));
+    }
+
+    #[test]
+    fn looking_leaves_no_trace() {
+        use std::time::{Duration, SystemTime};
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, vec![7; 100_000]).unwrap();
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000);
+        let times = std::fs::FileTimes::new().set_accessed(long_ago).set_modified(long_ago);
+        file.as_file().set_times(times).unwrap();
+        assert_eq!(find(file.path().to_str().unwrap()).unwrap().kind, Kind::Disk);
+        assert_eq!(file.as_file().metadata().unwrap().accessed().unwrap(), long_ago);
     }
 
     #[test]
