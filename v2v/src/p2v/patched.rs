@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use block::device::check_range;
 use block::num::to_usize;
-use block::{BlockDevice, Error, LayerExtent, Limits, Result, Stored, ZeroMode};
+use block::{BlockDevice, Error, LayerExtent, Limits, Result, Stored};
 
 /// A range that is read from elsewhere.
 #[derive(Debug, Clone)]
@@ -83,18 +83,6 @@ impl BlockDevice for Patched {
             at = until;
         }
         Ok(())
-    }
-
-    fn write_at(&self, _buf: &[u8], _offset: u64) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn write_zeroes_at(&self, _offset: u64, _len: u64, _mode: ZeroMode) -> Result<()> {
-        Err(Error::read_only())
-    }
-
-    fn discard_at(&self, _offset: u64, _len: u64) -> Result<()> {
-        Err(Error::read_only())
     }
 
     fn flush(&self) -> Result<()> {
