@@ -5,11 +5,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use block::num::to_usize;
 use block::{BlockDevice, Error, Result};
-use image::{Format, OpenOptions, Secrets, Spec};
+use image::{Format, Secrets, Spec};
 use serde_json::Value;
 use v2v::p2v::offer::{self, Acceptance, DESK, DESK_BYTES, Offer, Request};
 
-use super::target::{PLACEHOLDER, with_export};
+use super::target::{PLACEHOLDER, with_export, writable};
 use crate::app::App;
 
 /// A receiver.
@@ -29,13 +29,7 @@ impl Desk {
     pub(super) fn find(template: &str, secrets: &Secrets, app: &App) -> Result<Option<Self>> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
         let uri = with_export(template, &format!("{DESK}{}-{now:x}", std::process::id()));
-        let options = OpenOptions {
-            writable: true,
-            format: Format::from_name("raw"),
-            policy: app.policy(),
-            secrets: secrets.clone(),
-            ..OpenOptions::default()
-        };
+        let options = writable(Format::from_name("raw"), secrets, app);
         match Spec::from_filename(&uri).and_then(|spec| image::open(&spec, &options)) {
             Ok(layer) if layer.device().size() == DESK_BYTES => {
                 let folder = offer::folder(&folder_of(template))?;

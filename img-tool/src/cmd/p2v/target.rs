@@ -140,14 +140,7 @@ impl Place {
                 (Spec::from_filename(uri)?, raw, fresh)
             }
         };
-        let options = OpenOptions {
-            writable: true,
-            format: Some(format),
-            policy: app.policy(),
-            secrets: secrets.clone(),
-            ..OpenOptions::default()
-        };
-        let layer = image::open(&spec, &options)?;
+        let layer = image::open(&spec, &writable(Some(format), secrets, app))?;
         Ok(Opened { device: layer.device(), fresh, id, follows })
     }
 
@@ -208,13 +201,7 @@ fn uri_of(template: &str, disk: &str, only: bool) -> String {
 pub(super) fn send_description(template: &str, text: &str, secrets: &Secrets, app: &App) -> Result<bool> {
     let base = template.replace(PLACEHOLDER, MACHINE);
     let uri = if base == template { with_export(template, MACHINE) } else { base };
-    let options = OpenOptions {
-        writable: true,
-        format: Format::from_name("raw"),
-        policy: app.policy(),
-        secrets: secrets.clone(),
-        ..OpenOptions::default()
-    };
+    let options = writable(Format::from_name("raw"), secrets, app);
     let layer = match Spec::from_filename(&uri).and_then(|spec| image::open(&spec, &options)) {
         Ok(layer) => layer,
         Err(error) => {
@@ -242,6 +229,17 @@ pub(super) fn with_export(template: &str, export: &str) -> String {
     let Some((scheme, rest)) = front.split_once("://") else { return template.to_owned() };
     let authority = rest.split('/').next().unwrap_or_default();
     format!("{scheme}://{authority}/{export}{query}")
+}
+
+/// How what is copied to, or told, is opened.
+pub(super) fn writable(format: Option<Format>, secrets: &Secrets, app: &App) -> OpenOptions {
+    OpenOptions {
+        writable: true,
+        format,
+        policy: app.policy(),
+        secrets: secrets.clone(),
+        ..OpenOptions::default()
+    }
 }
 
 #[cfg(test)]
